@@ -1,0 +1,85 @@
+"""An activation as the command line writes it: ``elu``, ``leaky_relu:0.1``, ``mpelu:alpha=0.25,beta=1``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+import zeromean.nn as zmnn
+from zeromean.lab.recipes.recipe import nearest
+
+_SPELLING = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<colon>.+)|\((?P<parens>.*)\))?")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A named activation with its settings.
+
+    Attributes:
+        name: key of :data:`zeromean.nn.ACTIVATIONS`.
+        settings: keyword arguments of the module, in the order of its signature.
+    """
+
+    name: str
+    settings: tuple[tuple[str, float], ...] = ()
+
+    def build(self) -> nn.Module:
+        """A new module."""
+        return zmnn.by_name(self.name, **dict(self.settings))
+
+    @property
+    def text(self) -> str:
+        """The canonical spelling, which :func:`parse` reads back."""
+        values = ",".join(f"{key}={value:g}" for key, value in self.settings)
+        return f"{self.name}:{values}" if values else self.name
+
+    @property
+    def slug(self) -> str:
+        """A folder's name."""
+        return "-".join([self.name, *(f"{value:g}" for _, value in self.settings)])
+
+    @property
+    def label(self) -> str:
+        """As tables and charts print it: ``LeakyReLU(0.1)``."""
+        values = ", ".join(f"{value:g}" for _, value in self.settings)
+        title = zmnn.ACTIVATIONS[self.name].__name__
+        return f"{title}({values})" if values else title
+
+
+def parse(text: str) -> Activation:
+    """Read ``name``, ``name:0.1``, ``name(0.1)`` or ``name:alpha=0.5,beta=1``.
+
+    Raises:
+        ValueError: unknown activation (names the nearest), unknown setting, or a value that is no number or that
+            the activation refuses.
+    """
+    match = _SPELLING.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"an activation reads name or name:value, got {text!r}: for example leaky_relu:0.1")
+    name = match["name"].lower()
+    if name not in zmnn.ACTIVATIONS:
+        raise ValueError(f"unknown activation {match['name']!r}: {nearest(name, zmnn.ACTIVATIONS)}")
+    activation = Activation(name, _settings(name, match["colon"] or match["parens"] or ""))
+    activation.build()
+    return activation
+
+
+def _settings(name: str, text: str) -> tuple[tuple[str, float], ...]:
+    parameters = inspect.signature(zmnn.ACTIVATIONS[name]).parameters
+    known = [key for key in parameters if key not in ("inplace", "device", "dtype", "num_parameters", "save")]
+    found: dict[str, float] = {}
+    for position, part in enumerate(part for part in text.split(",") if part):
+        key, equals, value = part.partition("=")
+        if not equals:
+            key, value = (known[position] if position < len(known) else "?"), part
+        key = key.strip()
+        if key not in known:
+            raise ValueError(f"{name} has no setting {key!r} in {text!r}: {nearest(key, known) if known else 'it has none'}")
+        try:
+            found[key] = float(value)
+        except ValueError:
+            raise ValueError(f"{key} of {name} must be a number, got {value!r}: for example {name}:{key}=0.1") from None
+    return tuple((key, found[key]) for key in known if key in found)

@@ -1,0 +1,226 @@
+"""The command line: thin, one function a command, nothing decided here."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+from zeromean.lab import show as pages
+from zeromean.lab.compare import exclusive, open_study, study_at
+from zeromean.lab.compare import run as run_study
+from zeromean.lab.plan import Plan, make
+from zeromean.lab.recipes import find, override
+from zeromean.lab.store import Study
+
+_console = Console(highlight=False)
+_Runs = Annotated[Path, tyro.conf.arg(metavar="DIR", help="Folder that holds all studies.")]
+
+
+def ls() -> None:
+    """List the recipes and the activations.
+
+    Examples: zeromean ls
+    """
+    _console.print(pages.recipes())
+    _console.print(pages.activations())
+
+
+def show(target: Positional[str]) -> None:
+    """Show a recipe, an activation, or the results of a study's folder.
+
+    Examples: zeromean show digits-mlp8; zeromean show elu; zeromean show runs/digits-mlp8
+
+    Args:
+        target: name of a recipe or an activation, or a study's folder.
+    """
+    _console.print(pages.page(target))
+
+
+def compare(
+    recipe: Positional[str],
+    overrides: Positional[tuple[str, ...]] = (),
+    activations: tuple[str, ...] = (),
+    seeds: int | None = None,
+    baseline: str | None = None,
+    tune: bool = False,
+    name: str | None = None,
+    runs: _Runs = Path("runs"),
+    device: str = "auto",
+    checkpoint_every: int = 1,
+    dry_run: bool = False,
+) -> None:
+    """Train a recipe's network with several activations and seeds, and say what the difference is.
+
+    Run again, it continues where it stopped; a finished study is only reported.
+    Examples: zeromean compare digits-mlp8 --activations elu relu --seeds 10;
+    zeromean compare mnist-mlp8 epochs=20 --tune; zeromean compare mnist-mlp8 --dry-run
+
+    Args:
+        recipe: see zeromean ls.
+        overrides: changed fields of the recipe, such as epochs=20 (see zeromean show RECIPE).
+        activations: the arms, such as elu leaky_relu:0.1 mpelu:alpha=0.25; the recipe's own if none is named.
+        seeds: runs per arm; the recipe's own number if not given.
+        baseline: the arm to compare with; the recipe's own if not given.
+        tune: first choose each arm's learning rate on a validation split, with the same grid for all.
+        name: of the study's folder; the recipe's name if not given.
+        runs: folder that holds all studies.
+        device: auto, cpu or cuda.
+        checkpoint_every: epochs between checkpoints; a killed study loses at most as many.
+        dry_run: print the plan and stop.
+    """
+    chosen = override(find(recipe), overrides)
+    plan = make(chosen, activations, seeds=seeds or chosen.seeds, tune=tune, baseline=baseline, name=name)
+    _execute(plan, runs, device, checkpoint_every, dry_run)
+
+
+def run(
+    recipe: Positional[str],
+    overrides: Positional[tuple[str, ...]] = (),
+    activation: str | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    runs: _Runs = Path("runs"),
+    device: str = "auto",
+    checkpoint_every: int = 1,
+    dry_run: bool = False,
+) -> None:
+    """Train one network of a recipe, once.
+
+    Examples: zeromean run digits-mlp8; zeromean run mnist-mlp8 epochs=5 --activation pelu --seed 3
+
+    Args:
+        recipe: see zeromean ls.
+        overrides: changed fields of the recipe, such as epochs=20.
+        activation: the recipe's first if not given.
+        seed: fixes initial weights, order of the samples and noise.
+        name: of the folder; recipe, activation and seed if not given.
+        runs: folder that holds all studies.
+        device: auto, cpu or cuda.
+        checkpoint_every: epochs between checkpoints.
+        dry_run: print the plan and stop.
+    """
+    chosen = override(find(recipe), overrides)
+    plan = make(chosen, [activation or chosen.activations[0]], seeds=1, first_seed=seed, name="single")
+    study = name or f"{chosen.name}-{plan.arms[0].name}-seed{seed}"
+    _execute(make(chosen, [plan.arms[0].activation], seeds=1, first_seed=seed, name=study), runs, device, checkpoint_every, dry_run)
+
+
+def report(study: Positional[Path]) -> None:
+    """Write summary.csv, summary.md and report.html of a study anew from its run files.
+
+    Examples: zeromean report runs/digits-mlp8
+
+    Args:
+        study: the study's folder.
+    """
+    _summarise(Study(study))
+
+
+def data(names: Positional[tuple[str, ...]] = ()) -> None:
+    """Show the data sets and where they are; name some to fetch and check them.
+
+    Examples: zeromean data; zeromean data mnist
+
+    Args:
+        names: data sets to load, downloading what is missing, and to check by hash.
+    """
+    _console.print(pages.data_sets(names))
+
+
+def doctor() -> None:
+    """Say what is installed, which device is used, what is missing and how to get it.
+
+    Examples: zeromean doctor
+    """
+    from zeromean.lab.doctor import diagnose, render
+
+    _console.print(render(diagnose()))
+
+
+def _execute(plan: Plan, runs: Path, device_name: str, checkpoint_every: int, dry_run: bool) -> None:
+    from zeromean.lab.data import load
+    from zeromean.lab.progress import Bar
+
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1 epoch, got {checkpoint_every}")
+    device = _device(device_name)
+    study = study_at(runs, plan.study)
+    dataset = load(plan.recipe.data)
+    facts = open_study(plan, study, dataset, device)
+    _console.print(pages.plan(facts, study))
+    if dry_run:
+        return
+    with exclusive(study):
+        if study.plan() is None:
+            study.write_plan(facts)
+        with Bar(_console) as bar:
+            run_study(plan, study, dataset, device=device, progress=bar.progress, checkpoint_every=checkpoint_every)
+        _summarise(study)
+
+
+def _summarise(study: Study) -> None:
+    from zeromean.lab.report import write_report
+    from zeromean.lab.summary import load, to_csv, to_markdown
+
+    if study.plan() is None:
+        raise ValueError(f"{study.path} holds no study (no plan.json): name the folder that zeromean compare printed")
+    summary = load(study)
+    study.write_text("summary.csv", to_csv(summary))
+    study.write_text("summary.md", to_markdown(summary))
+    page = write_report(study.path)
+    _console.print(pages.results(summary))
+    _console.print(f"report: {page}", soft_wrap=True)
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda is not available here: zeromean doctor says why; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+_COMMANDS = {
+    "ls": ls,
+    "show": show,
+    "compare": compare,
+    "run": run,
+    "report": report,
+    "data": data,
+    "doctor": doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; errors of the user end with a sentence and a non-zero exit, never with a traceback."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            _COMMANDS,
+            prog="zeromean",
+            description="Networks whose units keep zero mean through their activation function.",
+            args=arguments,
+        )
+    except KeyboardInterrupt:
+        _console.print("\nStopped. Nothing is lost but the epoch in progress: the same command continues the study.")
+        sys.exit(130)
+    except ValueError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(f"the disk is full ({error}): free some space; the same command continues the study")
+        raise
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True, highlight=False, markup=False).print(f"error: {message}", style="bold red", soft_wrap=True)
+    sys.exit(2)
+
+

@@ -1,0 +1,166 @@
+"""Run a planned study from wherever it stands: tune, train, summarise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zeromean.lab import data
+from zeromean.lab.plan import Plan, describe, estimate_seconds, splits
+from zeromean.lab.store import DamagedFileError, Run, Stage, Study
+from zeromean.lab.train import OnEpoch, train
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a study in progress talks.
+
+    Attributes:
+        say: one line for the reader.
+        stage: begins a stage of so many epochs and returns what is called after each.
+    """
+
+    say: Callable[[str], None] = print
+    stage: Callable[[Stage, int], OnEpoch] = lambda stage, epochs: lambda epoch, runs: None
+
+
+def open_study(plan: Plan, study: Study, dataset: data.Dataset, device: torch.device) -> dict[str, Any]:
+    """The study's written plan: the one on disk where it is the same, else the new one, not yet written.
+
+    Raises:
+        ValueError: the folder holds a study with another plan; the message names what differs.
+    """
+    written = study.plan()
+    if written is None:
+        return describe(plan, dataset, device, estimate_seconds(plan, dataset, device))
+    checks = {**plan.decided(), "checksums": dataset.checksums}
+    found = {**written, "checksums": written["data"]["checksums"]}
+    different = [key for key, value in checks.items() if found.get(key) != value]
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"{study.path} holds a study with another plan: {_difference(key, found.get(key), checks[key])}; "
+            "choose another folder with --name, or delete this one"
+        )
+    return written
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(name for name in new if old.get(name) != new[name])
+        return _difference(f"{key}.{inner}", old.get(inner), new[inner])
+    return f"its {key} is {json.dumps(old)}, not {json.dumps(new)}"
+
+
+@contextmanager
+def exclusive(study: Study) -> Iterator[None]:
+    """Keep a second process out of the study while we write to it.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    study.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(study.path / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another process is running the study {study.path}: wait for it, or use --name") from None
+
+
+def run(
+    plan: Plan, study: Study, dataset: data.Dataset, *, device: torch.device, progress: Progress, checkpoint_every: int = 1
+) -> None:
+    """Bring the study to its end, training only what has no result yet.
+
+    Args:
+        plan: what to run; the same as any plan already in the folder (:func:`open_study`).
+        study: the folder, held by :func:`exclusive`.
+        dataset: of the recipe.
+        device: where to train.
+        progress: how to report.
+        checkpoint_every: epochs between checkpoints.
+    """
+    chosen: dict[str, float] = {}
+    if plan.tune:
+        _stage(plan, plan.tuning_runs(), "tuning", study, dataset, device, progress, checkpoint_every)
+        chosen = choose(plan, study)
+    _stage(plan, plan.runs(chosen), "final", study, dataset, device, progress, checkpoint_every)
+
+
+def _stage(
+    plan: Plan,
+    runs: list[Run],
+    stage: Stage,
+    study: Study,
+    dataset: data.Dataset,
+    device: torch.device,
+    progress: Progress,
+    checkpoint_every: int,
+) -> None:
+    mend(study, runs, stage, progress.say)
+    pending = study.pending(runs)
+    if len(pending) < len(runs):
+        progress.say(f"{len(runs) - len(pending)} of {len(runs)} {stage} runs are done already")
+    if pending:
+        parts = splits(plan.recipe, dataset, tuning=stage == "tuning")
+        on_epoch = progress.stage(stage, plan.recipe.epochs)
+        train(plan.recipe, runs, parts, study, device=device, on_epoch=on_epoch, checkpoint_every=checkpoint_every)
+
+
+def mend(study: Study, runs: list[Run], stage: Stage, say: Callable[[str], None]) -> None:
+    """Report damaged files and set them aside, so that what they stood for is run again."""
+    for one in runs:
+        try:
+            study.result(one)
+        except DamagedFileError as error:
+            say(f"{error}; it is set aside as {study.set_aside(one).name} and the run repeated")
+    try:
+        study.read_checkpoint(stage)
+    except DamagedFileError as error:
+        say(f"{error}: deleted")
+        study.drop_checkpoint(stage)
+
+
+def choose(plan: Plan, study: Study) -> dict[str, float]:
+    """Each arm's learning rate: the lowest mean validation error among those at which no tuning run diverged.
+
+    Writes ``tuning.json``.
+
+    Raises:
+        ValueError: an arm diverged at every learning rate of the grid.
+    """
+    arms: dict[str, Any] = {}
+    for arm in plan.arms:
+        grid = []
+        for rate in plan.recipe.tuning_grid:
+            results = [study.result(run) for run in plan.tuning_runs() if run.arm == arm.name and run.learning_rate == rate]
+            grid.append({"learning_rate": rate, "validation_errors": [result and result["validation_error"] for result in results]})
+        sound = [point for point in grid if None not in point["validation_errors"]]
+        if not sound:
+            raise ValueError(f"{arm.label} diverged at every learning rate of the grid: extend tuning_grid downwards")
+        best = min(sound, key=lambda point: sum(point["validation_errors"]))["learning_rate"]
+        at_edge = best in (min(plan.recipe.tuning_grid), max(plan.recipe.tuning_grid))
+        arms[arm.name] = {"chosen": best, "at_edge": at_edge, "grid": grid}
+    seeds = list(range(plan.recipe.tuning_seeds))
+    content = {"arms": arms, "seeds": seeds, "validation": plan.recipe.tuning_validation}
+    study.write_text("tuning.json", json.dumps(content, indent=1) + "\n")
+    return {name: arm["chosen"] for name, arm in arms.items()}
+
+
+def study_at(root: Path, name: str) -> Study:
+    """The study of that name under the folder of all runs.
+
+    Raises:
+        ValueError: the name is not a plain folder name.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"a study's name must be a plain folder name, got {name!r}: for example first-try")
+    return Study(root / name)

@@ -1,0 +1,10 @@
+"""Data sets, checked byte for byte before use: digits (no download), MNIST, Fashion-MNIST."""
+
+from zeromean.lab.data.catalog import Description as Description
+from zeromean.lab.data.catalog import available as available
+from zeromean.lab.data.catalog import describe as describe
+from zeromean.lab.data.catalog import load as load
+from zeromean.lab.data.dataset import Dataset as Dataset
+from zeromean.lab.data.dataset import as_vectors as as_vectors
+from zeromean.lab.data.dataset import split_validation as split_validation
+from zeromean.lab.data.folder import data_root as data_root

@@ -1,0 +1,239 @@
+"""The plan of a study: decided, printed and written before anything runs.
+
+Arms x seeds, what is compared with what, the tuning budget (the same for every arm), the smallest difference that
+the design can detect, and where it runs. ``plan.json`` is this, and a study continues only under the same plan.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+import zeromean
+from zeromean.lab import data
+from zeromean.lab.activation import Activation, parse
+from zeromean.lab.recipes.recipe import Recipe, Task
+from zeromean.lab.store import Run
+from zeromean.lab.train import Samples, Splits, Steps, build
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        name: its folder, such as ``leaky_relu-0.1``.
+        label: as tables print it, such as ``LeakyReLU(0.1)``.
+        activation: its canonical text.
+        learning_rate: None where tuning chooses it.
+    """
+
+    name: str
+    label: str
+    activation: str
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a study's numbers depend on.
+
+    Attributes:
+        study: the folder's name.
+        recipe: the experiment.
+        arms: in the order of the report.
+        comparisons: pairs (arm, baseline) of arm names.
+        seeds: every arm runs with each of them.
+        tune: whether each arm's learning rate is chosen on validation data first.
+    """
+
+    study: str
+    recipe: Recipe
+    arms: tuple[Arm, ...]
+    comparisons: tuple[tuple[str, str], ...]
+    seeds: tuple[int, ...]
+    tune: bool
+
+    def runs(self, chosen: Mapping[str, float]) -> list[Run]:
+        """The final runs, neighbours sharing an activation; ``chosen`` holds the tuned learning rates."""
+        return [
+            Run(arm.name, arm.activation, chosen[arm.name] if arm.learning_rate is None else arm.learning_rate, seed)
+            for arm in self.arms
+            for seed in self.seeds
+        ]
+
+    def tuning_runs(self) -> list[Run]:
+        """The runs of ``--tune``: every arm x every learning rate of the grid x the tuning seeds."""
+        return [
+            Run(arm.name, arm.activation, rate, seed, "tuning")
+            for arm in self.arms
+            for rate in self.recipe.tuning_grid
+            for seed in range(self.recipe.tuning_seeds)
+            if self.tune
+        ]
+
+    def decided(self) -> dict[str, Any]:
+        """The part of ``plan.json`` that must not change between sessions of one study."""
+        recipe = {**asdict(self.recipe), "error_unit": self.recipe.error_unit}
+        return _plain(
+            {
+                "study": self.study,
+                "recipe": recipe,
+                "arms": [asdict(arm) for arm in self.arms],
+                "comparisons": self.comparisons,
+                "seeds": self.seeds,
+                "tune": self.tune,
+            }
+        )
+
+
+def make(
+    recipe: Recipe,
+    activations: Sequence[str],
+    *,
+    seeds: int,
+    tune: bool = False,
+    baseline: str | None = None,
+    name: str | None = None,
+    first_seed: int = 0,
+) -> Plan:
+    """Plan a comparison.
+
+    Args:
+        recipe: the experiment.
+        activations: texts of the arms; none takes the recipe's.
+        seeds: runs an arm.
+        tune: choose every arm's learning rate from the recipe's grid on a validation split.
+        baseline: the arm to compare with; by default the recipe's, or the first arm if that is not among them.
+        name: of the study's folder; by default the recipe's name.
+        first_seed: seeds count up from it.
+
+    Raises:
+        ValueError: an arm is named twice or unknown, the baseline is no arm, or a number is out of range.
+    """
+    parsed = [parse(text) for text in activations or recipe.activations]
+    if len({arm.text for arm in parsed}) < len(parsed):
+        raise ValueError(f"every arm must be named once, got {', '.join(arm.text for arm in parsed)}: remove the repeats")
+    if seeds < 1 or first_seed < 0 or first_seed + seeds > 2**16:
+        raise ValueError(f"seeds must lie between 0 and 65535 and be at least one, got {seeds} from {first_seed}")
+    reference = _baseline(parsed, baseline, recipe)
+    rates: Sequence[float | None] = [None] if tune else recipe.learning_rates
+    several = len(rates) > 1
+    arms, comparisons = [], []
+    for rate in rates:
+        suffix, note = (f"-lr{rate:g}", f", lr {rate:g}") if several else ("", "")
+        arms += [Arm(arm.slug + suffix, arm.label + note, arm.text, rate) for arm in parsed]
+        comparisons += [(arm.slug + suffix, reference.slug + suffix) for arm in parsed if arm != reference]
+    arms.sort(key=lambda arm: [one.text for one in parsed].index(arm.activation))
+    return Plan(name or recipe.name, recipe, tuple(arms), tuple(comparisons), tuple(range(first_seed, first_seed + seeds)), tune)
+
+
+def _baseline(arms: list[Activation], baseline: str | None, recipe: Recipe) -> Activation:
+    if baseline is None:
+        return next((arm for arm in arms if arm == parse(recipe.baseline)), arms[0])
+    wanted = parse(baseline)
+    if wanted not in arms:
+        raise ValueError(f"the baseline {wanted.text!r} is no arm: choose one of {', '.join(arm.text for arm in arms)}")
+    return wanted
+
+
+def splits(recipe: Recipe, dataset: data.Dataset, *, tuning: bool) -> Splits:
+    """The samples of a stage: tuning never sees the test set."""
+    held_out = recipe.tuning_validation if tuning else recipe.validation
+    train, test = _samples(recipe.task, dataset)
+    validation = None
+    if held_out:
+        kept, out = data.split_validation(dataset.train_labels, held_out)
+        train, validation = train.take(kept), train.take(out)
+    probe = train.take(torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: recipe.probe_samples])
+    return Splits(train, probe, validation, None if tuning else test)
+
+
+def _samples(task: Task, dataset: data.Dataset) -> tuple[Samples, Samples]:
+    train, test = data.as_vectors(dataset)
+    if task == "reconstruction":
+        return Samples(train, train), Samples(test, test)
+    return Samples(train, dataset.train_labels), Samples(test, dataset.test_labels)
+
+
+def estimate_seconds(plan: Plan, dataset: data.Dataset, device: torch.device) -> float:
+    """Training time of the whole study, from a few timed steps of each stage's real stacked network."""
+    stages = [(plan.tuning_runs(), True), (plan.runs(dict.fromkeys((arm.name for arm in plan.arms), 0.01)), False)]
+    return sum(_stage_seconds(plan.recipe, runs, splits(plan.recipe, dataset, tuning=tuning), device) for runs, tuning in stages if runs)
+
+
+def _stage_seconds(recipe: Recipe, runs: list[Run], parts: Splits, device: torch.device) -> float:
+    short = min(len(parts.train) // recipe.batch_size, 5) * recipe.batch_size
+    sample = Samples(parts.train.inputs[:short], parts.train.targets[:short]).to(device) if short else parts.train
+    idle = [replace(run, learning_rate=0.0) for run in runs]
+    steps = Steps(recipe, idle, build(recipe, idle, parts.train).to(device), sample)
+    steps.epoch(0)
+    started = time.perf_counter()
+    float(steps.epoch(1).sum())
+    return (time.perf_counter() - started) / steps.count * (len(parts.train) // recipe.batch_size) * recipe.epochs
+
+
+def describe(plan: Plan, dataset: data.Dataset, device: torch.device, seconds: float) -> dict[str, Any]:
+    """The whole of ``plan.json``: what was decided, and where and from what it runs."""
+    from zeromean.lab import stats
+
+    detectable = stats.smallest_detectable_difference(
+        len(plan.seeds), plan.recipe.expected_sd, comparisons=max(1, len(plan.comparisons))
+    )
+    return _plain(
+        {
+            **plan.decided(),
+            "budget": {
+                "runs": len(plan.arms) * len(plan.seeds),
+                "runs_per_arm": len(plan.seeds),
+                "tuning_runs_per_arm": len(plan.tuning_runs()) // len(plan.arms),
+                "seconds_estimate": round(seconds, 1),
+            },
+            "detectable_difference": round(detectable, 4) if detectable != float("inf") else None,
+            "command": " ".join(["zeromean", *sys.argv[1:]]),
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "versions": {"zeromean": zeromean.__version__, "python": platform.python_version(), "torch": torch.__version__},
+            "device": device_facts(device),
+            "git": git_state(),
+            "data": {
+                "name": dataset.name,
+                "source": dataset.source,
+                "checksums": dataset.checksums,
+                "train": len(dataset.train_labels) - plan.recipe.validation,
+                "validation": plan.recipe.validation,
+                "test": len(dataset.test_labels),
+            },
+        }
+    )
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """What the study runs on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"kind": device.type, "name": name, "threads": torch.get_num_threads(), "platform": platform.platform()}
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and cleanness of the repository that we run in, or None outside of one."""
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back: tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

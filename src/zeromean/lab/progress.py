@@ -1,0 +1,71 @@
+"""The progress bar of a study: epochs done, training samples a second over all runs, time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zeromean.lab import compare
+from zeromean.lab.store import Stage
+from zeromean.lab.train import OnEpoch
+
+
+class Bar:
+    """A context in which :attr:`progress` draws on the console; a line every so often where that is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs · {task.fields[rate]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        )
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.progress = compare.Progress(say=console.print, stage=self._stage)
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def _stage(self, stage: Stage, epochs: int) -> OnEpoch:
+        task = self._bar.add_task("tuning" if stage == "tuning" else "training", total=epochs, rate="")
+        clock = _Clock()
+
+        def on_epoch(epoch: int, runs: int) -> None:
+            rate = clock.rate(epoch, runs)
+            self._bar.update(task, completed=epoch, rate=f"{runs} runs together{rate}")
+            if not self._console.is_terminal and clock.due(epoch, epochs):
+                self._console.print(f"{stage}: epoch {epoch} of {epochs}, {runs} runs together{rate}{clock.left(epoch, epochs)}")
+
+        return on_epoch
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.started = self.spoken = time.monotonic()
+        self.first: int | None = None
+
+    def rate(self, epoch: int, runs: int) -> str:
+        if self.first is None:
+            self.started, self.first = time.monotonic(), epoch
+        done, spent = epoch - self.first, time.monotonic() - self.started
+        return f", {done * runs / spent:.3g} run-epochs/s" if done and spent else ""
+
+    def due(self, epoch: int, epochs: int) -> bool:
+        now = time.monotonic()
+        if now - self.spoken < 10 and epoch < epochs:
+            return False
+        self.spoken = now
+        return True
+
+    def left(self, epoch: int, epochs: int) -> str:
+        done = epoch - (self.first or 0)
+        return f", {(time.monotonic() - self.started) / done * (epochs - epoch):.0f} s left" if done else ""

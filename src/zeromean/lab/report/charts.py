@@ -1,0 +1,266 @@
+"""The report's charts: every seed, every difference, the curves and the learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import altair as alt
+from markupsafe import Markup
+
+from zeromean.lab.report import drawing
+from zeromean.lab.report.curves import Point
+from zeromean.lab.report.drawing import INK, PAPER, QUIET, Width
+from zeromean.lab.stats import Comparison, Interval
+from zeromean.lab.summary import Arm, Tuning, interval, number, p_value
+
+Looks = Mapping[str, int]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An arm's line and band, and the epochs at which runs of it diverged."""
+
+    label: str
+    look: int
+    points: Sequence[Point]
+    losses: Sequence[int]
+
+
+def seeds(arms: Sequence[Arm], looks: Looks, title: str, decimals: int, width: Width) -> Markup:
+    """A dot for every seed's test error, and below the dots the mean with its interval."""
+    labels = [{"row": arm.name, "name": arm.label, "note": _counts(arm)} for arm in arms]
+    dots = [row for arm in arms for row in _dots(arm, looks[arm.name], decimals)]
+    means = [_mean(arm, looks[arm.name], decimals) for arm in arms if arm.test_error.n]
+    y, colour = _rows(labels), _colours(looks)
+    scattered = alt.Chart(drawing.data(dots)).mark_circle(size=46, opacity=0.55)
+    scattered = scattered.encode(x=_value_axis("x", title), y=y, yOffset=_lift(), color=colour, description="text:N")
+    chart = alt.layer(*_row_labels(labels, y), scattered, *_intervals(means, title, y, colour))
+    label = f"{title}: a dot a seed, mean and 95 % interval. {' '.join(_mean_text(arm, decimals) for arm in arms)}"
+    return drawing.draw(chart, height=46 + 64 * len(arms), label=label, width=width)
+
+
+def _dots(arm: Arm, look: int, decimals: int) -> list[Row]:
+    found = sorted((run.test_error, run.seed) for run in arm.runs if run.test_error is not None)
+    heights = _stacked([error for error, _ in found])
+    return [
+        {"row": arm.name, "look": look, "x": error, "lift": 0.26 - 0.19 * height}
+        | {"text": f"{arm.label}, seed {seed}: {number(error, decimals)}"}
+        for (error, seed), height in zip(found, heights, strict=True)
+    ]
+
+
+def _stacked(ascending: Sequence[float]) -> list[int]:
+    """Heights 0 to 3, so that dots of nearly equal values do not hide each other."""
+    heights: list[int] = []
+    for place, value in enumerate(ascending):
+        close = place > 0 and value - ascending[place - 1] < 0.02 * (ascending[-1] - ascending[0] or 1)
+        heights.append((heights[-1] + 1) % 4 if close else 0)
+    return heights
+
+
+def _mean(arm: Arm, look: int, decimals: int) -> Row:
+    row = {"row": arm.name, "look": look, "lift": 0.6, "text": _mean_text(arm, decimals)}
+    return row | _limits(arm.test_error.mean, arm.test_error.interval)
+
+
+def _limits(value: float, found: Interval) -> Row:
+    """The value and its interval; no bar where the interval is not finite."""
+    finite = math.isfinite(found.low) and math.isfinite(found.high)
+    return {"x": value, "low": found.low if finite else value, "high": found.high if finite else value}
+
+
+def _mean_text(arm: Arm, decimals: int) -> str:
+    if arm.test_error.n == 0:
+        return f"{arm.label}: no run ended well."
+    bounds = interval(arm.test_error.interval, decimals)
+    return f"{arm.label}: mean {number(arm.test_error.mean, decimals)}, 95 % interval {bounds}, n = {arm.test_error.n}."
+
+
+def _counts(arm: Arm) -> str:
+    missing = f"{arm.count('missing')} not done" if arm.count("missing") else ""
+    return ", ".join(part for part in (f"n = {arm.test_error.n}", arm.losses, missing) if part)
+
+
+def differences(found: Sequence[Comparison], looks: Looks, title: str, decimals: int, width: Width) -> Markup:
+    """The paired difference of every comparison with its interval, against zero; ``looks`` are by label here."""
+    labels = [
+        {"row": str(place), "name": f"{one.arm} − {one.baseline}", "note": f"adjusted p {_equals(p_value(one.p_adjusted))}"}
+        for place, one in enumerate(found)
+    ]
+    rows = [
+        {"row": str(place), "look": looks[one.arm], "lift": 0.2, "text": difference_text(one, decimals)}
+        | _limits(one.difference, one.interval)
+        for place, one in enumerate(found)
+        if one.n_pairs
+    ]
+    y, colour = _rows(labels), _colours(looks)
+    zero = alt.Chart(drawing.data([{"x": 0}])).mark_rule(color=INK, strokeWidth=1, aria=False).encode(x=_value_axis("x", title))
+    chart = alt.layer(zero, *_row_labels(labels, y), *_intervals(rows, title, y, colour))
+    texts = " ".join(difference_text(one, decimals) for one in found)
+    label = f"{title}: paired differences with 95 % intervals; left of zero the arm is better. {texts}"
+    return drawing.draw(chart, height=46 + 54 * len(found), label=label, width=width)
+
+
+def difference_text(one: Comparison, decimals: int) -> str:
+    """One comparison in words."""
+    bounds = interval(one.interval, decimals, sign=True)
+    size = number(one.difference, decimals, sign=True) or "unknown"
+    return f"{one.arm} minus {one.baseline}: {size}, 95 % interval {bounds}, n = {one.n_pairs}."
+
+
+def _equals(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"
+
+
+def _row_labels(labels: Sequence[Row], y: alt.Y) -> list[alt.Chart]:
+    """Name on the left and note on the right above each row, so that a narrow page keeps its width for the data."""
+    base = alt.Chart(drawing.data([{**row, "lift": -0.72} for row in labels])).encode(y=y, yOffset=_lift())
+    name = base.mark_text(align="left", fontSize=13, fontWeight=600, color=INK, aria=False)
+    note = base.mark_text(align="right", fontSize=12, color=QUIET, aria=False)
+    return [
+        name.encode(text="name:N", x=alt.value(0)),
+        note.encode(text="note:N", x=alt.value(alt.expr("width"))),
+    ]
+
+
+def _intervals(rows: Sequence[Row], title: str, y: alt.Y, colour: alt.Color) -> list[alt.Chart]:
+    base = alt.Chart(drawing.data(rows)).encode(y=y, yOffset=_lift(), color=colour)
+    bar = base.mark_rule(strokeWidth=3, aria=False)
+    mean = base.mark_point(shape="diamond", size=110, filled=True, opacity=1, stroke=PAPER, strokeWidth=1.5)
+    return [
+        bar.encode(x=_value_axis("low", title), x2="high:Q"),
+        mean.encode(x=_value_axis("x", title), description="text:N"),
+    ]
+
+
+def _rows(labels: Sequence[Row]) -> alt.Y:
+    order = [row["row"] for row in labels]
+    return alt.Y("row:N", sort=order, axis=None, scale=alt.Scale(domain=order, paddingInner=0, paddingOuter=0))
+
+
+def _lift() -> alt.YOffset:
+    return alt.YOffset("lift:Q", scale=alt.Scale(domain=[-1, 1]))
+
+
+def _value_axis(field: str, title: str) -> alt.X:
+    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(zero=False, nice=True, padding=12), axis=alt.Axis(tickCount=6))
+
+
+def _colours(looks: Looks) -> alt.Color:
+    used = sorted(set(looks.values()))
+    return alt.Color("look:O", legend=None, scale=alt.Scale(domain=used, range=[drawing.colour(look) for look in used]))
+
+
+def panel(curves: Sequence[Curve], *, label: str, log: bool, zero_line: bool = False) -> Markup:
+    """Means as lines and lowest to highest as bands over the epochs; a cross on the axis where a run diverged."""
+    rows = [
+        {"look": curve.look, "e": point.epoch, "m": point.mean, "l": point.low, "h": point.high}
+        for curve in curves
+        for point in curve.points
+    ]
+    used = sorted({curve.look for curve in curves})
+    colour = _colours({str(look): look for look in used})
+    dashes = alt.Scale(domain=used, range=[list(drawing.dash(look)) for look in used])
+    x = alt.X("e:Q", title="epoch", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickCount=6, grid=False, format="d"))
+    y = partial(_log_axis, [row[end] for row in rows for end in "lh"]) if log else _linear_axis
+    base = alt.Chart(drawing.data(rows)).encode(x=x, color=colour)
+    zero = alt.Chart(drawing.data([{"m": 0}])).mark_rule(color=QUIET, strokeWidth=1, aria=False).encode(y=y("m"))
+    layers = [
+        *([zero] if zero_line else []),
+        base.mark_area(opacity=0.16, aria=False).encode(y=y("l"), y2="h:Q"),
+        base.mark_line(strokeWidth=2, aria=False).encode(y=y("m"), strokeDash=alt.StrokeDash("look:O", legend=None, scale=dashes)),
+        *_crosses([loss for curve in curves for loss in _lost(curve)], x, colour, alt.value(alt.expr("height"))),
+    ]
+    return drawing.draw(alt.layer(*layers), height=250, label=label)
+
+
+def _lost(curve: Curve) -> list[Row]:
+    return [
+        {"look": curve.look, "e": epoch, "text": f"{curve.label}: a run diverged at epoch {epoch}"} for epoch in curve.losses
+    ]
+
+
+def _crosses(rows: Sequence[Row], x: alt.X, colour: alt.Color, y: object) -> list[alt.Chart]:
+    """A cross for every run that diverged."""
+    if not rows:
+        return []
+    marks = alt.Chart(drawing.data(rows)).mark_point(shape="cross", angle=45, size=80, filled=True, opacity=1)
+    return [marks.encode(x=x, y=y, color=colour, description="text:N")]
+
+
+def _linear_axis(field: str) -> alt.Y:
+    return alt.Y(f"{field}:Q", title=None, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
+
+
+def _log_axis(values: Sequence[float], field: str) -> alt.Y:
+    """Logarithmic, with the powers of ten where there are three or more, else also their 2 and 5."""
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1,) if math.log10(high / low) > 2.5 else (1, 2, 5)
+    ticks = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    return alt.Y(f"{field}:Q", title=None, scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+
+
+def can_log(curves: Sequence[Curve]) -> bool:
+    """Whether every value has a logarithm."""
+    return all(point.low > 0 for curve in curves for point in curve.points)
+
+
+def rates(arm: Arm, tuning: Tuning, look: int, *, errors: Sequence[float], label: str) -> Markup:
+    """Validation error against learning rate: seeds as dots, means as a line, the choice ringed, divergence crossed.
+
+    Args:
+        arm: whose tuning it is.
+        tuning: of that arm.
+        look: number of its colour.
+        errors: all validation errors of all arms, so that every arm is drawn on the same scale.
+        label: for a screen reader.
+    """
+    every = [point.learning_rate for point in tuning.grid]
+    scale = alt.Scale(type="log", domain=[min(every) / 1.4, max(every) * 1.4], nice=False)
+    x = alt.X("r:Q", title="learning rate", scale=scale, axis=alt.Axis(values=every, format="~g", grid=False))
+    y = _log_axis([min(errors) / 1.1, max(errors) * 1.1], "m") if min(errors) > 0 else _linear_axis("m")
+    colour = alt.value(drawing.colour(look))
+    means = [{"r": p.learning_rate, "m": mean} for p in tuning.grid if (mean := mean_error(p.validation_errors)) is not None]
+    chosen = [row for row in means if row["r"] == tuning.chosen]
+    line = alt.Chart(drawing.data(means)).mark_line(strokeWidth=2, aria=False, strokeDash=list(drawing.dash(look)))
+    dots = alt.Chart(drawing.data(_tried(arm, tuning))).mark_circle(size=36, opacity=0.55)
+    ring = alt.Chart(drawing.data(chosen)).mark_point(size=190, strokeWidth=2, filled=False, opacity=1, aria=False)
+    chart = alt.layer(
+        line.encode(x=x, y=y, color=colour),
+        dots.encode(x=x, y=y, color=colour, description="text:N"),
+        ring.encode(x=x, y=y, color=alt.value(INK)),
+        *_crosses(_diverged_rates(tuning), x, colour, alt.value(6)),
+    )
+    return drawing.draw(chart, height=220, label=label)
+
+
+def _tried(arm: Arm, tuning: Tuning) -> list[Row]:
+    return [
+        {"r": point.learning_rate, "m": error, "text": f"{arm.label}, learning rate {point.learning_rate:g}: {error:.2f}"}
+        for point in tuning.grid
+        for error in point.validation_errors
+        if error is not None
+    ]
+
+
+def _diverged_rates(tuning: Tuning) -> list[Row]:
+    return [
+        {"r": p.learning_rate, "text": f"{p.validation_errors.count(None)} of {len(p.validation_errors)} diverged"}
+        for p in tuning.grid
+        if None in p.validation_errors
+    ]
+
+
+def mean_error(errors: Sequence[float | None]) -> float | None:
+    """Over the runs that ended well; None where none did."""
+    known = [error for error in errors if error is not None]
+    return sum(known) / len(known) if known else None
+
+

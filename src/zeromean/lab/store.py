@@ -1,0 +1,222 @@
+"""The run directory: what a study leaves on disk, and the only place that reads or writes it.
+
+::
+
+    <study>/plan.json                        what was decided before anything ran
+    <study>/<arm>/seed-000/config.json       one run: arm, activation, learning rate, seed
+    <study>/<arm>/seed-000/metrics.jsonl     one line an epoch
+    <study>/<arm>/seed-000/model.safetensors the trained weights
+    <study>/<arm>/seed-000/result.json       the outcome; a run is done when this file is there
+    <study>/tuning/<arm>/lr-0.01/seed-000/   the same files (no model) for the runs of ``--tune``
+    <study>/checkpoint-<stage>.safetensors   where a killed stage continues; gone when the stage is done
+
+``summary.csv``, ``summary.md`` and ``report.html`` derive from these alone. Every file that must be whole is written
+beside its place, flushed to the disk and then renamed; ``result.json`` carries a checksum of its own content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+FORMAT = 1
+Stage = Literal["tuning", "final"]
+Status = Literal["ok", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study.
+
+    Attributes:
+        arm: name of the arm, also its folder.
+        activation: the activation's text, such as ``leaky_relu:0.1``.
+        learning_rate: of SGD.
+        seed: fixes initial weights, order of the samples and noise; shared by all arms.
+        stage: ``tuning`` runs are judged on validation data, ``final`` ones on the test set.
+    """
+
+    arm: str
+    activation: str
+    learning_rate: float
+    seed: int
+    stage: Stage = "final"
+
+    @property
+    def folder(self) -> str:
+        """Where the run lies, relative to its study."""
+        if self.stage == "tuning":
+            return f"tuning/{self.arm}/lr-{self.learning_rate:g}/seed-{self.seed:03d}"
+        return f"{self.arm}/seed-{self.seed:03d}"
+
+
+class DamagedFileError(ValueError):
+    """A file of the study cannot be trusted; the message names the file, what is wrong and the remedy."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees either the old one or the whole new one, whatever kills us."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _checksum(result: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
+class Study:
+    """A study's folder.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def plan(self) -> dict[str, Any] | None:
+        """The plan, or None where no study has begun.
+
+        Raises:
+            DamagedFileError: the plan is there and cannot be read.
+        """
+        file = self.path / "plan.json"
+        if not file.exists():
+            return None
+        try:
+            plan = json.loads(file.read_text())
+            if plan["format"] != FORMAT:
+                raise DamagedFileError(f"{file} has format {plan['format']}, this version reads {FORMAT}: use another folder")
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DamagedFileError):
+                raise
+            raise DamagedFileError(f"{file} is damaged ({error}): restore it, or start in another folder") from error
+        return dict(plan)
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Write the plan; it is never changed afterwards."""
+        write_whole(self.path / "plan.json", _json({"format": FORMAT, **plan}))
+
+    def begin(self, run: Run) -> None:
+        """Make the run's folder with its configuration and no metrics."""
+        folder = self.path / run.folder
+        write_whole(folder / "config.json", _json(asdict(run)))
+        (folder / "metrics.jsonl").write_bytes(b"")
+
+    def append_metrics(self, run: Run, row: dict[str, Any]) -> None:
+        """Add an epoch's row."""
+        with (self.path / run.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def trim_metrics(self, run: Run, epochs: int) -> None:
+        """Drop the rows of epochs that the checkpoint does not hold, and a line cut short by a kill."""
+        file = self.path / run.folder / "metrics.jsonl"
+        lines = file.read_text().split("\n")[:epochs] if file.exists() else []
+        kept = [line for line in lines if line]
+        if len(kept) < epochs:
+            raise DamagedFileError(f"{file} holds {len(kept)} epochs, its checkpoint {epochs}: delete the study's checkpoint")
+        write_whole(file, "".join(line + "\n" for line in kept).encode())
+
+    def metrics(self, run: Run) -> list[dict[str, Any]]:
+        """The rows so far, oldest first; none where the run has not begun."""
+        file = self.path / run.folder / "metrics.jsonl"
+        if not file.exists():
+            return []
+        try:
+            return [json.loads(line) for line in file.read_text().splitlines()]
+        except ValueError as error:
+            raise DamagedFileError(f"{file} is damaged ({error}): delete {file.parent} and run the study again") from error
+
+    def finish(self, run: Run, result: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+        """Write the weights, then the result, after which the run counts as done."""
+        folder = self.path / run.folder
+        if weights is not None:
+            write_whole(folder / "model.safetensors", _serialize(weights, {}))
+        write_whole(folder / "result.json", _json({**result, "checksum": _checksum(result)}))
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """The run's result, or None where it is not done.
+
+        Raises:
+            DamagedFileError: the file is there and is not what was written.
+        """
+        file = self.path / run.folder / "result.json"
+        if not file.exists():
+            return None
+        try:
+            result = json.loads(file.read_text())
+            found = result.pop("checksum")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedFileError(f"{file} is damaged ({error!r}): the run is not done") from error
+        if found != _checksum(result):
+            raise DamagedFileError(f"{file} is damaged (its checksum does not fit its content): the run is not done")
+        return dict(result)
+
+    def set_aside(self, run: Run) -> Path:
+        """Rename a damaged result, so that the run is repeated and nothing is lost."""
+        file = self.path / run.folder / "result.json"
+        return file.replace(file.with_name("result.json.damaged"))
+
+    def _checkpoint(self, stage: Stage) -> Path:
+        return self.path / f"checkpoint-{stage}.safetensors"
+
+    def write_checkpoint(self, stage: Stage, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Replace the stage's checkpoint."""
+        write_whole(self._checkpoint(stage), _serialize(tensors, {"state": json.dumps(state)}))
+
+    def read_checkpoint(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The stage's checkpoint, or None.
+
+        Raises:
+            DamagedFileError: it is there and cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        file = self._checkpoint(stage)
+        if not file.exists():
+            return None
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                return tensors, json.loads(opened.metadata()["state"])
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise DamagedFileError(f"{file} is damaged ({error}): delete it; its unfinished runs start again") from error
+
+    def drop_checkpoint(self, stage: Stage) -> None:
+        """Remove the stage's checkpoint, if any."""
+        self._checkpoint(stage).unlink(missing_ok=True)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a derived file into the study's folder and return its path."""
+        write_whole(self.path / name, text.encode())
+        return self.path / name
+
+    def pending(self, runs: Iterable[Run]) -> list[Run]:
+        """The runs without a result; a damaged one raises, as :meth:`result` does."""
+        return [run for run in runs if self.result(run) is None]
+
+
+def _serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata)

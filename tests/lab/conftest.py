@@ -1,0 +1,188 @@
+"""A synthetic study, written through the store as a real one is."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zeromean.lab.recipes.mnist import digits_mlp8, mnist_autoencoder
+from zeromean.lab.recipes.recipe import Recipe
+from zeromean.lab.store import Run, Study
+
+# name -> (label, activation, test error, its standard deviation, decay of the loss, median mean activation)
+ARMS: dict[str, tuple[str, str, float, float, float, float]] = {
+    "elu": ("ELU", "elu", 2.2, 0.25, 0.16, 0.05),
+    "relu": ("ReLU", "relu", 3.4, 0.4, 0.10, 0.45),
+    "leaky_relu-0.1": ("LeakyReLU(0.1)", "leaky_relu:0.1", 3.2, 0.4, 0.11, 0.35),
+    "shifted_relu": ("ShiftedReLU", "shifted_relu", 2.4, 0.3, 0.15, -0.12),
+}
+StudyFolder = Callable[..., Study]
+
+
+@pytest.fixture
+def study_folder(tmp_path: Path) -> StudyFolder:
+    """Builds a study below the test's folder; see :func:`write_study` for what can be asked of it."""
+    return lambda **wishes: write_study(tmp_path, **wishes)
+
+
+def write_study(
+    root: Path,
+    *,
+    seeds: int = 10,
+    epochs: int = 100,
+    tune: bool = False,
+    task: str = "classification",
+    rates: tuple[float, ...] = (0.01,),
+    diverged: tuple[tuple[str, int], ...] = (),
+    missing: tuple[tuple[str, int], ...] = (),
+    arms: tuple[str, ...] = tuple(ARMS),
+    plan_changes: Mapping[str, Any] | None = None,
+) -> Study:
+    """A study of those arms x learning rates x seeds; runs named in ``diverged`` and ``missing`` are (arm, seed)."""
+    recipe = replace(
+        digits_mlp8() if task == "classification" else mnist_autoencoder(), epochs=epochs, learning_rates=rates
+    )
+    several = len(rates) > 1
+    planned: list[dict[str, Any]] = []
+    for name in arms:
+        for rate in rates:
+            suffix, note = (f"-lr{rate:g}", f", lr {rate:g}") if several else ("", "")
+            label, activation = ARMS[name][0] + note, ARMS[name][1]
+            planned.append(
+                {
+                    "name": name + suffix,
+                    "label": label,
+                    "activation": activation,
+                    "learning_rate": None if tune else rate,
+                }
+            )
+    study = Study(root / "study")
+    plan = _plan(recipe, planned, seeds=seeds, tune=tune)
+    study.write_plan({**plan, **(plan_changes or {})})
+    chosen = {arm["name"]: 0.03 if tune else arm["learning_rate"] for arm in planned}
+    if tune:
+        _write_tuning(study, recipe, planned, chosen)
+    for index, arm in enumerate(planned):
+        for seed in range(seeds):
+            if (arm["name"], seed) not in missing:
+                run = Run(arm["name"], arm["activation"], chosen[arm["name"]], seed)
+                _write_run(study, run, recipe, np.random.default_rng([index, seed]), (arm["name"], seed) in diverged)
+    return study
+
+
+def _plan(recipe: Recipe, arms: list[dict[str, Any]], *, seeds: int, tune: bool) -> dict[str, Any]:
+    baselines = [arm for arm in arms if arm["activation"] == "relu"] or arms[:1]
+    pairs = [[arm["name"], base["name"]] for base in baselines for arm in arms if _comparable(arm, base)]
+    return {
+        "study": recipe.name,
+        "recipe": {**asdict(recipe), "error_unit": recipe.error_unit},
+        "arms": arms,
+        "comparisons": pairs,
+        "seeds": list(range(seeds)),
+        "tune": tune,
+        "budget": {
+            "runs": len(arms) * seeds,
+            "runs_per_arm": seeds,
+            "tuning_runs_per_arm": len(recipe.tuning_grid) * recipe.tuning_seeds if tune else 0,
+            "seconds_estimate": 80.0,
+        },
+        "detectable_difference": 0.65 if seeds > 5 else None,
+        "command": f"zeromean compare {recipe.name} --seeds {seeds}{' --tune' if tune else ''}",
+        "created": "2026-11-22T06:00:00Z",
+        "versions": {"zeromean": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.6"},
+        "device": {"kind": "cpu", "name": "AMD EPYC", "threads": 2, "platform": "Linux-6.1-x86_64"},
+        "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
+        "data": {
+            "name": recipe.data,
+            "checksums": {recipe.data: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
+            "train": 1437,
+            "validation": recipe.validation,
+            "test": 360,
+            "source": "scikit-learn's embedded digits",
+        },
+    }
+
+
+def _comparable(arm: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+    return bool(arm["activation"] != base["activation"] and arm["learning_rate"] == base["learning_rate"])
+
+
+def _write_tuning(study: Study, recipe: Recipe, arms: list[dict[str, Any]], chosen: Mapping[str, float]) -> None:
+    tuned = {}
+    for index, arm in enumerate(arms):
+        noise = np.random.default_rng([index, 77]).normal(0, 0.15, (len(recipe.tuning_grid), recipe.tuning_seeds))
+        grid: list[dict[str, Any]] = []
+        for rate, row in zip(recipe.tuning_grid, noise, strict=True):
+            errors: list[float | None] = [
+                _rounded(2.5 + 4 * abs(math.log10(rate / 0.03)) ** 1.5 + value) for value in row
+            ]
+            if rate == max(recipe.tuning_grid) and arm["activation"] == "relu":
+                errors[1] = None
+            grid.append({"learning_rate": rate, "validation_errors": errors})
+        tuned[arm["name"]] = {"chosen": chosen[arm["name"]], "at_edge": index == 2, "grid": grid}
+    content = {"arms": tuned, "seeds": list(range(recipe.tuning_seeds)), "validation": recipe.tuning_validation}
+    study.write_text("tuning.json", json.dumps(content))
+
+
+def _write_run(study: Study, run: Run, recipe: Recipe, rng: np.random.Generator, diverged: bool) -> None:
+    _, _, error, sd, decay, shift = next(arm for arm in ARMS.values() if arm[1] == run.activation)
+    last = recipe.epochs // 4 if diverged else recipe.epochs
+    layers = len(recipe.hidden)
+    pace, level = decay * rng.uniform(0.85, 1.15), rng.normal(0, 0.02, layers)
+    study.begin(run)
+    row: dict[str, Any] = {}
+    for epoch in range(1, recipe.epochs + 1):
+        alive = epoch < last or not diverged
+        loss = 2.2 * math.exp(-pace * epoch) + 4e-4 * rng.uniform(0.8, 1.2)
+        settled = 1 - math.exp(-epoch / 6)
+        median = [
+            _rounded(shift * settled * (1 + 0.12 * layer) + level[layer] + rng.normal(0, 0.004))
+            for layer in range(layers)
+        ]
+        row = {
+            "epoch": epoch,
+            "train_loss": _rounded(loss) if alive else None,
+            "train_error": _rounded(max(0.0, 30 * loss - 0.5)) if alive else None,
+            "validation_error": _rounded(error + 60 * math.exp(-pace * epoch)) if alive and recipe.validation else None,
+            "mean_activation": median if alive else [None] * layers,
+            "mean_activation_spread": [_rounded(0.3 * settled + 0.02 * layer) for layer in range(layers)]
+            if alive
+            else [None] * layers,
+            "seconds": round(0.02 * epoch, 3),
+        }
+        study.append_metrics(run, row)
+    study.finish(run, _result(run, recipe, row, error + rng.normal(0, sd), last if diverged else None), None)
+
+
+def _result(run: Run, recipe: Recipe, row: Mapping[str, Any], error: float, diverged_at: int | None) -> dict[str, Any]:
+    ok = diverged_at is None
+    test_error = round(error * 3.6) / 3.6 if recipe.task == "classification" else error
+    return {
+        "arm": run.arm,
+        "activation": run.activation,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "stage": run.stage,
+        "status": "ok" if ok else "diverged",
+        "diverged_at": diverged_at,
+        "epochs": recipe.epochs,
+        "train_loss": row["train_loss"] if ok else None,
+        "train_error": row["train_error"] if ok else None,
+        "validation_error": row["validation_error"] if ok else None,
+        "test_error": _rounded(test_error) if ok else None,
+        "test_loss": _rounded(error / 20) if ok else None,
+        "median_mean_activation": _rounded(sum(map(abs, row["mean_activation"])) / len(recipe.hidden)) if ok else None,
+        "seconds": 2.0,
+        "together": 40,
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.7g}")

@@ -1,0 +1,197 @@
+"""The command line, end to end on the embedded digits, killed and continued."""
+
+import csv
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zeromean.lab.cli import main
+
+SMALL = ["digits-mlp8", "hidden=16,16", "probe_samples=50"]
+ARMS = ["--activations", "elu", "relu", "eelu"]
+Zeromean = Callable[..., str]
+
+
+@pytest.fixture
+def zeromean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Zeromean:
+    """Runs a command in an empty folder and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: str) -> str:
+        main(words)
+        return capsys.readouterr().out
+
+    return call
+
+
+def refusal(zeromean: Zeromean, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        zeromean(*words)
+    assert stop.value.code not in (0, None)
+    return capsys.readouterr().err
+
+
+def test_compare_ends_with_a_verdict_and_the_reports_path(zeromean: Zeromean, tmp_path: Path) -> None:
+    out = zeromean("compare", *SMALL, "epochs=2", *ARMS, "--seeds", "3")
+    assert "smallest possible p-value" in out
+    assert "report.html" in out
+    study = tmp_path / "runs" / "digits-mlp8"
+    rows = list(csv.DictReader(io.StringIO((study / "summary.csv").read_text())))
+    assert len(rows) == 9
+    assert {row["status"] for row in rows} == {"ok"}
+    assert (study / "elu" / "seed-002" / "model.safetensors").exists()
+    assert (study / "report.html").stat().st_size < 2_000_000
+    again = zeromean("compare", *SMALL, "epochs=2", *ARMS, "--seeds", "3")
+    assert "9 of 9 final runs are done already" in again
+
+
+def test_tuned_compare_trains_each_arm_at_its_own_rate(zeromean: Zeromean, tmp_path: Path) -> None:
+    words = ["compare", *SMALL, "epochs=1", "tuning_grid=0.01,0.1", "tuning_seeds=1", *ARMS, "--seeds", "1", "--tune"]
+    zeromean(*words)
+    study = tmp_path / "runs" / "digits-mlp8"
+    assert (study / "tuning.json").exists()
+    assert len(list(study.glob("tuning/*/lr-*/seed-*/result.json"))) == 6
+
+
+def test_dry_run_plans_and_writes_nothing(zeromean: Zeromean, tmp_path: Path) -> None:
+    out = zeromean("compare", *SMALL, "epochs=2", "--seeds", "10", "--dry-run")
+    assert "40 runs of 2 epochs" in out
+    assert "smallest detectable difference" in out
+    assert "training takes about" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_show_report(zeromean: Zeromean, tmp_path: Path) -> None:
+    out = zeromean("run", *SMALL, "epochs=1", "--activation", "pelu", "--seed", "4")
+    assert "report.html" in out
+    study = tmp_path / "runs" / "digits-mlp8-pelu-seed4"
+    assert (study / "pelu" / "seed-004" / "result.json").exists()
+    before = (study / "summary.csv").read_bytes()
+    (study / "summary.csv").unlink()
+    zeromean("report", str(study))
+    assert (study / "summary.csv").read_bytes() == before
+    assert "PELU" in zeromean("show", str(study))
+
+
+def test_lists_and_pages(zeromean: Zeromean) -> None:
+    listing = zeromean("ls")
+    assert "mnist-autoencoder" in listing
+    assert "eelu" in listing
+    assert "learning_rates" in zeromean("show", "mnist-mlp8")
+    assert "+0.1605" in zeromean("show", "elu")
+    assert "digits" in zeromean("data", "digits")
+    assert "torch" in zeromean("doctor")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "digits-mpl8"], "did you mean 'digits-mlp8'"),
+        (["compare", "digits-mlp8", "epoch=2"], "did you mean 'epochs'"),
+        (["compare", "digits-mlp8", "--activations", "rleu"], "did you mean 'relu'"),
+        (["compare", "digits-mlp8", "--seeds", "-1"], "between 0 and 65535"),
+        (["compare", "digits-mlp8", "--seeds", "0"], "between 0 and 65535"),
+        (["compare", "digits-mlp8", "--device", "tpu"], "auto, cpu or cuda"),
+        (["compare", "digits-mlp8", "--name", "../x"], "plain folder name"),
+        (["compare", "digits-mlp8", "--checkpoint-every", "0"], "at least 1"),
+        (["compare", "digits-mlp8", "batch_size=5000"], "batch_size 5000 exceeds"),
+        (["compare", "digits-mlp8", "validation=1437"], "validation"),
+        (["show", "elux"], "did you mean 'elu'"),
+        (["report", "nowhere"], "holds no study"),
+        (["data", "minst"], "mnist"),
+    ],
+)
+def test_bad_words_are_refused_with_a_remedy(
+    zeromean: Zeromean, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    assert message in refusal(zeromean, capsys, *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def spawn(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    code = "from zeromean.lab.cli import main; main()"
+    command = [sys.executable, "-W", "error", "-c", code, *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=folder, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+
+def wait_for_epoch(study: Path, epoch: int) -> None:
+    metrics = study / "elu" / "seed-000" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < epoch:
+        time.sleep(0.005)
+
+
+STUDY = ["compare", *SMALL, "epochs=60", *ARMS, "--seeds", "4", "--name", "study"]
+
+
+def test_killed_at_three_random_moments_the_summary_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+    whole = spawn(undisturbed, *STUDY)
+    assert "report" in whole.communicate()[0]
+    moments = sorted(random.Random(0).sample(range(1, 55), 3))
+    for epoch in moments:
+        process = spawn(killed, *STUDY)
+        wait_for_epoch(killed / "runs" / "study", epoch)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (killed / "runs" / "study" / "summary.csv").exists()
+    last = spawn(killed, *STUDY)
+    assert "report" in last.communicate()[0]
+    first, second = (folder / "runs" / "study" / "summary.csv" for folder in (undisturbed, killed))
+    assert first.read_bytes() == second.read_bytes()
+    assert len(first.read_text().splitlines()) == 13
+
+
+def test_a_damaged_result_is_told_and_repeated(tmp_path: Path, zeromean: Zeromean) -> None:
+    words = ["compare", *SMALL, "epochs=2", *ARMS, "--seeds", "2", "--name", "study"]
+    zeromean(*words)
+    study = tmp_path / "runs" / "study"
+    before = (study / "summary.csv").read_bytes()
+    result = study / "relu" / "seed-001" / "result.json"
+    result.write_text(result.read_text()[:100])
+    out = zeromean(*words)
+    assert "damaged" in out
+    assert "the run repeated" in out
+    assert (study / "summary.csv").read_bytes() == before
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_continue(tmp_path: Path) -> None:
+    process = spawn(tmp_path, *STUDY)
+    wait_for_epoch(tmp_path / "runs" / "study", 2)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate()[0]
+    assert process.returncode == 130
+    assert "same command continues" in out
+    assert "Traceback" not in out
+
+
+def test_a_full_disk_ends_cleanly_and_says_how_to_continue(
+    zeromean: Zeromean, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["compare", *SMALL, "epochs=2", *ARMS, "--seeds", "2", "--name", "study"]
+    sync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 9:
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = refusal(zeromean, capsys, *words)
+    assert "disk is full" in message
+    assert "continues the study" in message
+    monkeypatch.setattr(os, "fsync", sync)
+    zeromean(*words)
+    assert len((tmp_path / "runs" / "study" / "summary.csv").read_text().splitlines()) == 7

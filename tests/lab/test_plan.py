@@ -1,0 +1,149 @@
+"""The plan: arms, pairs, refusals, and what a stage may see."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from zeromean.lab import data
+from zeromean.lab.compare import choose, exclusive, mend, open_study, study_at
+from zeromean.lab.plan import estimate_seconds, make, splits
+from zeromean.lab.recipes import find
+from zeromean.lab.store import Run, Study
+
+CPU = torch.device("cpu")
+DIGITS = find("digits-mlp8")
+
+
+def test_arms_and_comparisons_of_the_default() -> None:
+    plan = make(DIGITS, (), seeds=10)
+    assert [arm.name for arm in plan.arms] == ["elu", "relu", "leaky_relu-0.1", "shifted_relu"]
+    assert plan.comparisons == (("elu", "relu"), ("leaky_relu-0.1", "relu"), ("shifted_relu", "relu"))
+    assert len(plan.runs({})) == 40
+    assert plan.runs({})[0] == Run("elu", "elu", 0.01, 0)
+    assert plan.tuning_runs() == []
+
+
+def test_several_learning_rates_are_compared_each_with_its_own_baseline() -> None:
+    plan = make(find("mnist-autoencoder"), ["elu", "relu"], seeds=2)
+    assert plan.comparisons[0] == ("elu-lr0.01", "relu-lr0.01")
+    assert len(plan.arms) == 8
+    assert len({run.folder for run in plan.runs({})}) == 16
+    activations = [run.activation for run in plan.runs({})]
+    assert activations == sorted(activations), "runs of one activation must be neighbours to share a launch"
+
+
+def test_tuning_gives_every_arm_the_same_budget() -> None:
+    plan = make(DIGITS, ["elu", "relu"], seeds=3, tune=True)
+    counts = {arm.name: sum(run.arm == arm.name for run in plan.tuning_runs()) for arm in plan.arms}
+    assert counts == dict.fromkeys(counts, len(DIGITS.tuning_grid) * DIGITS.tuning_seeds)
+    assert {run.learning_rate for run in plan.runs({"elu": 0.1, "relu": 0.03})} == {0.1, 0.03}
+
+
+def test_the_baseline_can_be_chosen_and_must_be_an_arm() -> None:
+    assert make(DIGITS, ["elu", "relu"], seeds=1, baseline="elu").comparisons == (("relu", "elu"),)
+    assert make(DIGITS, ["elu", "gelu"], seeds=1).comparisons == (("gelu", "elu"),)
+    with pytest.raises(ValueError, match="no arm"):
+        make(DIGITS, ["elu", "relu"], seeds=1, baseline="gelu")
+
+
+@pytest.mark.parametrize(("seeds", "first"), [(0, 0), (-1, 0), (1, -1), (2, 65535)])
+def test_seeds_out_of_range(seeds: int, first: int) -> None:
+    with pytest.raises(ValueError, match="between 0 and 65535"):
+        make(DIGITS, (), seeds=seeds, first_seed=first)
+
+
+def test_an_arm_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="named once"):
+        make(DIGITS, ["leaky_relu:0.1", "leaky_relu(0.10)"], seeds=1)
+
+
+def test_tuning_holds_out_training_samples_and_sees_no_test_set() -> None:
+    dataset = data.load("digits")
+    tuning, final = (splits(DIGITS, dataset, tuning=stage) for stage in (True, False))
+    assert tuning.test is None
+    assert tuning.validation is not None
+    assert final.validation is None
+    assert final.test is not None
+    assert len(tuning.train) + len(tuning.validation) == len(final.train) == len(dataset.train_labels)
+    assert len(final.probe) == DIGITS.probe_samples
+    both = torch.cat([tuning.train.inputs, tuning.validation.inputs])
+    assert torch.equal(both.sum(0), final.train.inputs.sum(0))
+
+
+def test_a_validation_curve_costs_training_samples() -> None:
+    dataset = data.load("digits")
+    parts = splits(replace(DIGITS, validation=137), dataset, tuning=False)
+    assert parts.validation is not None
+    assert len(parts.validation) == 137
+    assert len(parts.train) == len(dataset.train_labels) - 137
+
+
+def test_the_estimate_grows_with_the_epochs() -> None:
+    dataset = data.load("digits")
+    short, long = (make(replace(DIGITS, epochs=epochs), ["elu"], seeds=1) for epochs in (1, 1000))
+    assert estimate_seconds(long, dataset, CPU) > 10 * estimate_seconds(short, dataset, CPU) > 0
+
+
+def test_a_folder_with_another_plan_is_refused(tmp_path: Path) -> None:
+    dataset = data.load("digits")
+    study = Study(tmp_path)
+    plan = make(DIGITS, ["elu", "relu"], seeds=2)
+    facts = open_study(plan, study, dataset, CPU)
+    assert facts["detectable_difference"] is None, "two seeds can show nothing"
+    assert facts["budget"]["runs"] == 4
+    study.write_plan(facts)
+    assert open_study(plan, study, dataset, CPU)["created"] == facts["created"]
+    with pytest.raises(ValueError, match=r"its seeds is \[0, 1\], not \[0, 1, 2\]"):
+        open_study(make(DIGITS, ["elu", "relu"], seeds=3), study, dataset, CPU)
+    with pytest.raises(ValueError, match=r"its recipe\.epochs is 100, not 7"):
+        open_study(make(replace(DIGITS, epochs=7), ["elu", "relu"], seeds=2), study, dataset, CPU)
+    changed = replace(dataset, checksums=dict.fromkeys(dataset.checksums, "0"))
+    with pytest.raises(ValueError, match="its checksums"):
+        open_study(plan, study, changed, CPU)
+
+
+def test_tuning_chooses_by_validation_and_skips_rates_that_diverge(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    plan = make(replace(DIGITS, tuning_grid=(0.01, 0.1, 1.0), tuning_seeds=2), ["elu"], seeds=1, tune=True)
+    errors = {(0.01, 0): 3.0, (0.01, 1): 3.0, (0.1, 0): 1.0, (0.1, 1): 2.0, (1.0, 0): 0.5, (1.0, 1): None}
+    for run in plan.tuning_runs():
+        study.finish(run, {"validation_error": errors[run.learning_rate, run.seed]}, None)
+    assert choose(plan, study) == {"elu": 0.1}
+    written = json.loads((tmp_path / "tuning.json").read_text())
+    assert written["arms"]["elu"]["at_edge"] is False
+    assert written["arms"]["elu"]["grid"][2] == {"learning_rate": 1.0, "validation_errors": [0.5, None]}
+
+
+def test_an_arm_that_always_diverges_cannot_be_tuned(tmp_path: Path) -> None:
+    plan = make(DIGITS, ["elu"], seeds=1, tune=True)
+    for run in plan.tuning_runs():
+        Study(tmp_path).finish(run, {"validation_error": None}, None)
+    with pytest.raises(ValueError, match="ELU diverged at every learning rate"):
+        choose(plan, Study(tmp_path))
+
+
+def test_damage_is_told_and_mended(tmp_path: Path) -> None:
+    study, run, told = Study(tmp_path), Run("elu", "elu", 0.1, 0), []
+    study.finish(run, {"status": "ok"}, None)
+    (tmp_path / run.folder / "result.json").write_text("{")
+    (tmp_path / "checkpoint-final.safetensors").write_bytes(b"no")
+    mend(study, [run], "final", told.append)
+    assert len(told) == 2
+    assert "the run repeated" in told[0]
+    assert study.pending([run]) == [run]
+    assert study.read_checkpoint("final") is None
+
+
+def test_two_processes_cannot_share_a_study(tmp_path: Path) -> None:
+    study = Study(tmp_path / "one")
+    with exclusive(study), pytest.raises(ValueError, match="another process"), exclusive(study):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/tmp", ".hidden"])
+def test_a_study_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="plain folder name"):
+        study_at(tmp_path, name)

@@ -1,0 +1,106 @@
+"""The run directory: whole files, damage found, nothing half-used."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from zeromean.lab.store import DamagedFileError, Run, Study, write_whole
+
+RUN = Run("elu", "elu", 0.01, 3)
+TUNING = Run("elu", "elu", 0.001, 3, "tuning")
+RESULT = {"status": "ok", "test_error": 1.5, "seed": 3}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path / "study")
+
+
+def test_folders(study: Study) -> None:
+    assert RUN.folder == "elu/seed-003"
+    assert TUNING.folder == "tuning/elu/lr-0.001/seed-003"
+
+
+def test_a_finished_run_reads_back(study: Study) -> None:
+    study.begin(RUN)
+    study.append_metrics(RUN, {"epoch": 1, "train_loss": 2.0})
+    study.finish(RUN, RESULT, {"0.weight": torch.eye(2)})
+    assert study.result(RUN) == RESULT
+    assert study.metrics(RUN) == [{"epoch": 1, "train_loss": 2.0}]
+    assert study.pending([RUN, TUNING]) == [TUNING]
+    assert json.loads((study.path / RUN.folder / "config.json").read_text())["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("1.5", "1.4"),
+        lambda text: "",
+        lambda text: "[1]",
+        lambda text: text.replace('"checksum"', '"check"'),
+    ],
+)
+def test_a_damaged_result_is_found_and_set_aside(study: Study, damage: "type[str]") -> None:
+    study.finish(RUN, RESULT, None)
+    file = study.path / RUN.folder / "result.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(DamagedFileError, match=r"result\.json is damaged"):
+        study.result(RUN)
+    assert study.set_aside(RUN).name == "result.json.damaged"
+    assert study.result(RUN) is None
+
+
+def test_a_checkpoint_reads_back_and_damage_is_found(study: Study) -> None:
+    assert study.read_checkpoint("final") is None
+    study.write_checkpoint("final", {"w": torch.arange(3.0)}, {"epoch": 7})
+    tensors, state = study.read_checkpoint("final") or ({}, {})
+    assert state == {"epoch": 7}
+    assert torch.equal(tensors["w"], torch.arange(3.0))
+    file = study.path / "checkpoint-final.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(DamagedFileError, match="checkpoint"):
+        study.read_checkpoint("final")
+
+
+def test_metrics_are_trimmed_to_the_checkpoint(study: Study) -> None:
+    study.begin(RUN)
+    for epoch in (1, 2, 3):
+        study.append_metrics(RUN, {"epoch": epoch})
+    file = study.path / RUN.folder / "metrics.jsonl"
+    file.write_text(file.read_text() + '{"epoch": 4, "tra')
+    study.trim_metrics(RUN, 2)
+    assert [row["epoch"] for row in study.metrics(RUN)] == [1, 2]
+    with pytest.raises(DamagedFileError, match="holds 2 epochs"):
+        study.trim_metrics(RUN, 3)
+
+
+def test_a_damaged_or_foreign_plan_is_refused(study: Study) -> None:
+    assert study.plan() is None
+    study.write_plan({"study": "one"})
+    assert study.plan() == {"format": 1, "study": "one"}
+    file = study.path / "plan.json"
+    file.write_text('{"format": 9}')
+    with pytest.raises(DamagedFileError, match="format 9"):
+        study.plan()
+    file.write_text("{")
+    with pytest.raises(DamagedFileError, match="damaged"):
+        study.plan()
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "result.json"
+    write_whole(file, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
