@@ -26,13 +26,26 @@ def test_outputs_and_gradients_are_those_of_each_network() -> None:
         own = network(x[run])
         torch.testing.assert_close(outputs[run], own)
         own.square().sum().backward()
-    for parameter, rows in stack.rows():
-        assert parameter.grad is not None
-        assert len(parameter.grad) == rows.stop - rows.start
+    for slope, rows in stack.slopes():
+        assert slope.grad is not None
+        assert len(slope.grad) == rows.stop - rows.start
     first = torch.stack([network[0].weight.grad for network in alone])  # type: ignore[misc]
     torch.testing.assert_close(stack.layers[0].weight.grad, first)
     slopes = torch.stack([network[1].weight.grad for network in alone[2:4]])  # type: ignore[misc]
     torch.testing.assert_close(stack.layers[1].blocks[1].slopes["weight"].grad.view(2, 1), slopes)  # type: ignore[union-attr, index]
+
+
+def test_descending_takes_the_step_of_plain_gradient_descent() -> None:
+    alone, stack = networks(), StackedNetwork(networks())
+    x = torch.randn(len(alone), 9, 12, dtype=torch.float64)
+    rates = torch.linspace(0.01, 0.1, len(alone), dtype=torch.float64)
+    stack.descend(x, rates.view(-1, 1, 1)).square().sum().backward()
+    for run, network in enumerate(alone):
+        network(x[run]).square().sum().backward()
+        torch.optim.SGD(network.parameters(), rates[run].item()).step()
+        for name, weight in stack.weights(run).items():
+            if network.get_parameter(name).ndim == 2 or name.endswith("bias"):
+                torch.testing.assert_close(weight, network.get_parameter(name).detach())
 
 
 def test_a_runs_weights_load_into_its_plain_network() -> None:

@@ -145,7 +145,7 @@ def smallest_detectable_difference(
     T noncentral t with n - 1 degrees of freedom and noncentrality delta sqrt(n) / (sd sqrt(2)), t the two-sided
     critical value at the level the test attains, which is at most alpha / comparisons. Where only n differences of one
     sign are significant, Phi(delta / (sd sqrt(2)))^n = power is used instead, exact for normal runs. The t form is
-    optimistic where few patterns are significant: a simulated power of 0.72 to 0.81 for 0.8.
+    optimistic where few patterns are significant: a simulated power of 0.72 to 0.80 for 0.8.
 
     Args:
         n: seeds an arm.

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -364,7 +365,7 @@ def _provenance(summary: Summary) -> list[str]:
         f"Command: `{_plain(plan['command'])}`",
         f"Made {plan['created']} with {versions}, on {device}, {commit(plan)}",
         f"Data: {data['name']}, {data['train']} train, {data['validation']} validation, {data['test']} test samples",
-        detectable(summary),
+        f"Design: {detectable(summary)}",
     ]
 
 
@@ -372,24 +373,26 @@ def commit(plan: Mapping[str, Any]) -> str:
     """The state of the code, in words."""
     if plan["git"] is None:
         return "not in a git repository"
-    return f"commit {plan['git']['commit'][:12]}{' with uncommitted changes' if plan['git']['dirty'] else ''}"
+    return f"commit {plan['git']['commit']}{' with uncommitted changes' if plan['git']['dirty'] else ''}"
 
 
 def detectable(summary: Summary) -> str:
     """What the design can find, in words."""
-    seeds, assumed = len(summary.plan["seeds"]), summary.plan["recipe"]["expected_sd"]
+    count, assumed = len(summary.plan["seeds"]), summary.plan["recipe"]["expected_sd"]
+    seeds = "1 seed per arm" if count == 1 else f"{count} seeds per arm"
     found = summary.plan["detectable_difference"]
     if found is None:
-        return f"Design: {seeds} seeds per arm cannot reach significance, however large the difference"
+        return f"{seeds} cannot reach significance, however large the difference"
     return (
-        f"Design: {seeds} seeds per arm detect a difference of {number(found, summary.decimals)} "
-        f"{summary.difference_unit} with 80 % power, if the standard deviation between seeds is {assumed:g}"
+        f"with {seeds} a difference of {number(found, summary.decimals)} {summary.difference_unit} is found with 80 % "
+        f"power, if the standard deviation between seeds is {assumed:g}"
     )
 
 
 def _plain(text: str) -> str:
     """Text of the user's that Markdown shall not interpret."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+    flat = " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")
+    return re.sub(r"<(?=\S)", "&lt;", flat)
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:

@@ -159,8 +159,7 @@ class Steps:
             raise ValueError(f"batch_size {recipe.batch_size} exceeds the {len(samples)} training samples: make it smaller")
         device = samples.inputs.device
         self.seeds = torch.tensor([run.seed for run in runs], device=device)
-        rates = torch.tensor([-run.learning_rate for run in runs], device=device).view(-1, 1, 1)
-        self.updates = [(parameter, rates[rows]) for parameter, rows in network.rows()]
+        self.rates = torch.tensor([run.learning_rate for run in runs], device=device).view(-1, 1, 1)
         self.order = torch.zeros(self.count, len(runs), recipe.batch_size, dtype=torch.int64, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.first = torch.zeros(1, dtype=torch.int64, device=device)
@@ -183,11 +182,14 @@ class Steps:
         batch = self.samples.take(self.order.index_select(0, self.step)[0])
         if self.network.noisy:
             self.network.set_seeds(noise_seeds(self.seeds, self.network.hidden_layers, self.first + self.step))
-        losses = loss_of_each(self.recipe.task, self.network(batch.inputs), batch.targets).mean(1)
-        gradients = torch.autograd.grad(losses.sum(), [parameter for parameter, _ in self.updates])
+        outputs = self.network.descend(batch.inputs, self.rates)
+        losses = loss_of_each(self.recipe.task, outputs, batch.targets).mean(1)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            for (parameter, negative_rate), gradient in zip(self.updates, gradients, strict=True):
-                parameter.addcmul_(gradient, negative_rate)
+            for slope, rows in self.network.slopes():
+                assert slope.grad is not None
+                slope.addcmul_(slope.grad, self.rates[rows], value=-1)
+                slope.grad = None
             self.loss_sum += losses
             self.step += 1
 
@@ -198,8 +200,8 @@ class Steps:
         with torch.cuda.stream(stream):
             for _ in range(3):
                 self._step()
+                self.step.zero_()
         torch.cuda.current_stream().wait_stream(stream)
-        self.step.zero_()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._step()

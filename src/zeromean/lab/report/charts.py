@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import altair as alt
@@ -39,9 +38,9 @@ def seeds(arms: Sequence[Arm], looks: Looks, title: str, decimals: int, width: W
     y, colour = _rows(labels), _colours(looks)
     scattered = alt.Chart(drawing.data(dots)).mark_circle(size=46, opacity=0.55)
     scattered = scattered.encode(x=_value_axis("x", title), y=y, yOffset=_lift(), color=colour, description="text:N")
-    chart = alt.layer(*_row_labels(labels, y), scattered, *_intervals(means, title, y, colour))
+    layers = [*_row_labels(labels, y), scattered, *_intervals(means, title, y, colour)]
     label = f"{title}: a dot a seed, mean and 95 % interval. {' '.join(_mean_text(arm, decimals) for arm in arms)}"
-    return drawing.draw(chart, height=46 + 64 * len(arms), label=label, width=width)
+    return drawing.draw(layers, height=46 + 64 * len(arms), label=label, width=width)
 
 
 def _dots(arm: Arm, look: int, decimals: int) -> list[Row]:
@@ -89,7 +88,11 @@ def _counts(arm: Arm) -> str:
 def differences(found: Sequence[Comparison], looks: Looks, title: str, decimals: int, width: Width) -> Markup:
     """The paired difference of every comparison with its interval, against zero; ``looks`` are by label here."""
     labels = [
-        {"row": str(place), "name": f"{one.arm} − {one.baseline}", "note": f"adjusted p {_equals(p_value(one.p_adjusted))}"}
+        {
+            "row": str(place),
+            "name": f"{one.arm} − {one.baseline}",
+            "note": f"adjusted p {_equals(p_value(one.p_adjusted))}",
+        }
         for place, one in enumerate(found)
     ]
     rows = [
@@ -99,11 +102,15 @@ def differences(found: Sequence[Comparison], looks: Looks, title: str, decimals:
         if one.n_pairs
     ]
     y, colour = _rows(labels), _colours(looks)
-    zero = alt.Chart(drawing.data([{"x": 0}])).mark_rule(color=INK, strokeWidth=1, aria=False).encode(x=_value_axis("x", title))
-    chart = alt.layer(zero, *_row_labels(labels, y), *_intervals(rows, title, y, colour))
+    zero = (
+        alt.Chart(drawing.data([{"x": 0}]))
+        .mark_rule(color=INK, strokeWidth=1, aria=False)
+        .encode(x=_value_axis("x", title))
+    )
+    layers = [zero, *_row_labels(labels, y), *_intervals(rows, title, y, colour)]
     texts = " ".join(difference_text(one, decimals) for one in found)
     label = f"{title}: paired differences with 95 % intervals; left of zero the arm is better. {texts}"
-    return drawing.draw(chart, height=46 + 54 * len(found), label=label, width=width)
+    return drawing.draw(layers, height=46 + 54 * len(found), label=label, width=width)
 
 
 def difference_text(one: Comparison, decimals: int) -> str:
@@ -148,7 +155,9 @@ def _lift() -> alt.YOffset:
 
 
 def _value_axis(field: str, title: str) -> alt.X:
-    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(zero=False, nice=True, padding=12), axis=alt.Axis(tickCount=6))
+    return alt.X(
+        f"{field}:Q", title=title, scale=alt.Scale(zero=False, nice=True, padding=12), axis=alt.Axis(tickCount=6)
+    )
 
 
 def _colours(looks: Looks) -> alt.Color:
@@ -156,7 +165,7 @@ def _colours(looks: Looks) -> alt.Color:
     return alt.Color("look:O", legend=None, scale=alt.Scale(domain=used, range=[drawing.colour(look) for look in used]))
 
 
-def panel(curves: Sequence[Curve], *, label: str, log: bool, zero_line: bool = False) -> Markup:
+def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "any") -> Markup:
     """Means as lines and lowest to highest as bands over the epochs; a cross on the axis where a run diverged."""
     rows = [
         {"look": curve.look, "e": point.epoch, "m": point.mean, "l": point.low, "h": point.high}
@@ -166,26 +175,34 @@ def panel(curves: Sequence[Curve], *, label: str, log: bool, zero_line: bool = F
     used = sorted({curve.look for curve in curves})
     colour = _colours({str(look): look for look in used})
     dashes = alt.Scale(domain=used, range=[list(drawing.dash(look)) for look in used])
-    x = alt.X("e:Q", title="epoch", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickCount=6, grid=False, format="d"))
-    y = partial(_log_axis, [row[end] for row in rows for end in "lh"]) if log else _linear_axis
+    x = alt.X(
+        "e:Q",
+        title="epoch",
+        scale=alt.Scale(nice=False, zero=False),
+        axis=alt.Axis(tickCount=6 if width == "any" else 3, grid=False, format="d"),
+    )
+    y = scale.axis
     base = alt.Chart(drawing.data(rows)).encode(x=x, color=colour)
     zero = alt.Chart(drawing.data([{"m": 0}])).mark_rule(color=QUIET, strokeWidth=1, aria=False).encode(y=y("m"))
     layers = [
-        *([zero] if zero_line else []),
+        *([zero] if scale.zero_line else []),
         base.mark_area(opacity=0.16, aria=False).encode(y=y("l"), y2="h:Q"),
-        base.mark_line(strokeWidth=2, aria=False).encode(y=y("m"), strokeDash=alt.StrokeDash("look:O", legend=None, scale=dashes)),
+        base.mark_line(strokeWidth=2, aria=False).encode(
+            y=y("m"), strokeDash=alt.StrokeDash("look:O", legend=None, scale=dashes)
+        ),
         *_crosses([loss for curve in curves for loss in _lost(curve)], x, colour, alt.value(alt.expr("height"))),
     ]
-    return drawing.draw(alt.layer(*layers), height=250, label=label)
+    return drawing.draw(layers, height=250 if width == "any" else 150, label=label, width=width)
 
 
 def _lost(curve: Curve) -> list[Row]:
     return [
-        {"look": curve.look, "e": epoch, "text": f"{curve.label}: a run diverged at epoch {epoch}"} for epoch in curve.losses
+        {"look": curve.look, "e": epoch, "text": f"{curve.label}: a run diverged at epoch {epoch}"}
+        for epoch in curve.losses
     ]
 
 
-def _crosses(rows: Sequence[Row], x: alt.X, colour: alt.Color, y: object) -> list[alt.Chart]:
+def _crosses(rows: Sequence[Row], x: alt.X, colour: Any, y: Any) -> list[alt.Chart]:
     """A cross for every run that diverged."""
     if not rows:
         return []
@@ -193,15 +210,38 @@ def _crosses(rows: Sequence[Row], x: alt.X, colour: alt.Color, y: object) -> lis
     return [marks.encode(x=x, y=y, color=colour, description="text:N")]
 
 
-def _linear_axis(field: str) -> alt.Y:
-    return alt.Y(f"{field}:Q", title=None, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
+@dataclass(frozen=True)
+class Scale:
+    """The vertical scale of one or more panels, from the lowest to the highest of their values."""
+
+    low: float
+    high: float
+    log: bool = False
+    zero_line: bool = False
+
+    def axis(self, field: str) -> alt.Y:
+        """For that field of the rows."""
+        return _log_axis(self.low, self.high, field) if self.log else _linear_axis(self.low, self.high, field)
 
 
-def _log_axis(values: Sequence[float], field: str) -> alt.Y:
-    """Logarithmic, with the powers of ten where there are three or more, else also their 2 and 5."""
-    low, high = min(values), max(values)
+def scale_of(curves: Sequence[Curve], *, log: bool = False, zero_line: bool = False) -> Scale:
+    """That fits the bands of all those curves, and zero where it is drawn."""
+    zero = [0.0] if zero_line else []
+    lows = [point.low for curve in curves for point in curve.points]
+    highs = [point.high for curve in curves for point in curve.points]
+    return Scale(min(lows + zero), max(highs + zero), log, zero_line)
+
+
+def _linear_axis(low: float, high: float, field: str) -> alt.Y:
+    scale = alt.Scale(domain=[low, high], zero=False, nice=True)
+    return alt.Y(f"{field}:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5))
+
+
+def _log_axis(low: float, high: float, field: str) -> alt.Y:
+    """Logarithmic, with the powers of ten where they are enough, else with round numbers between them."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    digits = (1,) if math.log10(high / low) > 2.5 else (1, 2, 5)
+    decades = math.log10(high / low)
+    digits = (1,) if decades > 2.5 else (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 5, 7)
     ticks = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     return alt.Y(f"{field}:Q", title=None, scale=scale, axis=alt.Axis(values=ticks, format="~g"))
@@ -225,25 +265,32 @@ def rates(arm: Arm, tuning: Tuning, look: int, *, errors: Sequence[float], label
     every = [point.learning_rate for point in tuning.grid]
     scale = alt.Scale(type="log", domain=[min(every) / 1.4, max(every) * 1.4], nice=False)
     x = alt.X("r:Q", title="learning rate", scale=scale, axis=alt.Axis(values=every, format="~g", grid=False))
-    y = _log_axis([min(errors) / 1.1, max(errors) * 1.1], "m") if min(errors) > 0 else _linear_axis("m")
+    log = min(errors) > 0
+    y = Scale(min(errors) / 1.1, max(errors) * 1.1, log).axis("m")
     colour = alt.value(drawing.colour(look))
-    means = [{"r": p.learning_rate, "m": mean} for p in tuning.grid if (mean := mean_error(p.validation_errors)) is not None]
+    means = [
+        {"r": p.learning_rate, "m": mean} for p in tuning.grid if (mean := mean_error(p.validation_errors)) is not None
+    ]
     chosen = [row for row in means if row["r"] == tuning.chosen]
     line = alt.Chart(drawing.data(means)).mark_line(strokeWidth=2, aria=False, strokeDash=list(drawing.dash(look)))
     dots = alt.Chart(drawing.data(_tried(arm, tuning))).mark_circle(size=36, opacity=0.55)
     ring = alt.Chart(drawing.data(chosen)).mark_point(size=190, strokeWidth=2, filled=False, opacity=1, aria=False)
-    chart = alt.layer(
+    layers = [
         line.encode(x=x, y=y, color=colour),
         dots.encode(x=x, y=y, color=colour, description="text:N"),
         ring.encode(x=x, y=y, color=alt.value(INK)),
         *_crosses(_diverged_rates(tuning), x, colour, alt.value(6)),
-    )
-    return drawing.draw(chart, height=220, label=label)
+    ]
+    return drawing.draw(layers, height=220, label=label)
 
 
 def _tried(arm: Arm, tuning: Tuning) -> list[Row]:
     return [
-        {"r": point.learning_rate, "m": error, "text": f"{arm.label}, learning rate {point.learning_rate:g}: {error:.2f}"}
+        {
+            "r": point.learning_rate,
+            "m": error,
+            "text": f"{arm.label}, learning rate {point.learning_rate:g}: {error:.2f}",
+        }
         for point in tuning.grid
         for error in point.validation_errors
         if error is not None
@@ -262,5 +309,3 @@ def mean_error(errors: Sequence[float | None]) -> float | None:
     """Over the runs that ended well; None where none did."""
     known = [error for error in errors if error is not None]
     return sum(known) / len(known) if known else None
-
-

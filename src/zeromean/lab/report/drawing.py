@@ -16,8 +16,8 @@ from markupsafe import Markup, escape
 
 from zeromean.lab.summary import Arm
 
-Width = Literal["wide", "narrow", "any"]
-WIDTHS: Mapping[Width, int] = {"wide": 820, "narrow": 350, "any": 400}
+Width = Literal["wide", "narrow", "any", "small"]
+WIDTHS: Mapping[Width, int] = {"wide": 820, "narrow": 350, "any": 400, "small": 200}
 COLOURS = 8
 DASHES: Sequence[Sequence[int]] = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [5, 2], [1, 3], [12, 3], [4, 4])
 INK, QUIET, GRID, PAPER = "var(--ink)", "var(--quiet)", "var(--grid)", "var(--paper)"
@@ -38,32 +38,40 @@ def data(rows: Sequence[Mapping[str, Any]]) -> alt.InlineData:
     return alt.InlineData(values=list(rows))
 
 
-def draw(chart: alt.LayerChart, *, height: int, label: str, width: Width = "any") -> Markup:
-    """The chart as inline SVG of a natural width that the page may shrink or stretch a little.
+def draw(layers: Sequence[alt.Chart], *, height: int, label: str, width: Width = "any") -> Markup:
+    """The layers as inline SVG of a natural width that the page may shrink or stretch a little.
 
     Args:
-        chart: its colours are CSS variables; its texts may hold anything, they are escaped.
+        layers: bottom first; their colours are CSS variables; their texts may hold anything, they are escaped.
         height: of everything, in pixels.
         label: what a screen reader says in its place.
-        width: ``wide`` or ``narrow`` for a chart drawn in both, ``any`` for a panel.
+        width: ``wide`` or ``narrow`` for a chart drawn in both, ``any`` or ``small`` for a panel.
     """
-    sized = chart.properties(width=WIDTHS[width], height=height, background="transparent")
-    sized = sized.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
-    spec = _styled(sized).to_dict()
-    svg = vl_convert.vegalite_to_svg(spec, vl_version=".".join(alt.SCHEMA_VERSION.split(".")[:2]))
+    chart = alt.LayerChart(layer=list(layers), width=WIDTHS[width], height=height, background="transparent")
+    chart = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
+    svg = vl_convert.vegalite_to_svg(_styled(chart).to_dict(), vl_version=".".join(alt.SCHEMA_VERSION.split(".")[:2]))
     return _inline(svg, width, label)
 
 
 def _styled(chart: alt.LayerChart) -> alt.LayerChart:
-    text = {"labelColor": QUIET, "titleColor": QUIET, "labelFontSize": 12, "titleFontSize": 12}
-    return (
+    styled: alt.LayerChart = (
         chart.configure_axis(
-            **text, aria=False, titleFontWeight="normal", gridColor=GRID, domainColor=GRID, tickColor=GRID, titlePadding=8
+            aria=False,
+            labelColor=QUIET,
+            titleColor=QUIET,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=8,
+            gridColor=GRID,
+            domainColor=GRID,
+            tickColor=GRID,
         )
         .configure_axisX(tickSize=4, labelPadding=4, labelFlush=False, labelOverlap=True)
         .configure_axisY(domain=False, ticks=False, labelPadding=8)
         .configure_view(stroke=None)
     )
+    return styled
 
 
 def _inline(svg: str, width: Width, label: str) -> Markup:

@@ -34,7 +34,10 @@ def build(summary: Summary) -> str:
     from the study might smuggle in can run or be fetched.
     """
     package = files("zeromean.lab.report")
-    style, script = package.joinpath("page.css").read_text(), package.joinpath("page.js").read_text()
+    style, script = (
+        package.joinpath("page.css").read_text(encoding="utf-8"),
+        package.joinpath("page.js").read_text(encoding="utf-8"),
+    )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("zeromean.lab.report", ""),
         autoescape=True,
@@ -70,7 +73,7 @@ def _content(summary: Summary) -> dict[str, Any]:
         "runs": sections.runs(summary),
         "learning": [figure for group in grouped for figure in sections.learning(summary, group)],
         "activations": [figure for group in grouped for figure in sections.activations(summary, group)],
-        "layers": [figure for group in grouped for figure in sections.layers(summary, group)],
+        "layers": [found for group in grouped if (found := sections.layers(summary, group))],
         "tuning": sections.tuning(summary),
         "lost": sections.lost(summary),
         "settings": sections.settings(summary),
@@ -138,6 +141,7 @@ def _rates(summary: Summary) -> str:
 def _facts(summary: Summary) -> list[tuple[str, str]]:
     """Where the numbers come from."""
     plan, recipe, device, data = (summary.plan, *(summary.plan[part] for part in ("recipe", "device", "data")))
+    samples = f"{data['train']} training, {data['validation']} validation, {data['test']} test samples"
     return [
         ("Recipe", f"{recipe['name']}: {recipe['source']}"),
         ("Design", summaries.detectable(summary)),
@@ -146,15 +150,10 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("Training time", f"{_duration(_seconds(summary))} for the final runs; {_estimate(summary)}"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in plan["versions"].items())),
         ("Device", f"{device['name']} ({device['kind']}, {device['threads']} threads), {device['platform']}"),
-        ("Code", _commit(summary)),
-        ("Data", f"{data['name']}: {data['train']} training, {data['validation']} validation, {data['test']} test samples; {data['source']}"),
+        ("Code", summaries.commit(plan)),
+        ("Data", f"{data['name']}: {samples}; {data['source']}"),
         *((f"SHA-256 of {name}", checksum) for name, checksum in data["checksums"].items()),
     ]
-
-
-def _commit(summary: Summary) -> str:
-    git = summary.plan["git"]
-    return summaries.commit(summary.plan) if git is None else f"{git['commit']}{', with uncommitted changes' if git['dirty'] else ''}"
 
 
 def _tuning_budget(summary: Summary) -> str:
@@ -163,8 +162,8 @@ def _tuning_budget(summary: Summary) -> str:
         return "none: the recipe fixes the learning rate"
     grid = ", ".join(f"{rate:g}" for rate in recipe["tuning_grid"])
     return (
-        f"{each} runs per arm, the same for all: learning rates {grid} with {recipe['tuning_seeds']} seeds each, judged on "
-        f"{recipe['tuning_validation']} samples held out of the training set"
+        f"{each} runs per arm, the same for all: learning rates {grid} with {recipe['tuning_seeds']} seeds each, "
+        f"judged on {recipe['tuning_validation']} samples held out of the training set"
     )
 
 

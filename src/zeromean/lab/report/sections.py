@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from zeromean.lab.report import charts, curves, drawing
 from zeromean.lab.report.charts import Curve
-from zeromean.lab.report.curves import Quantity
+from zeromean.lab.report.curves import Point, Quantity
 from zeromean.lab.summary import Arm, Summary, arm_table, comparison_table, number
 
 FULL, SMALL = 150, 60
@@ -39,7 +39,7 @@ class Figure:
     """
 
     title: str
-    drawings: dict[str, Sequence[Markup]]
+    drawings: Mapping[str, Sequence[Markup]]
     numbers: Table | None = None
     note: str = ""
 
@@ -57,7 +57,10 @@ def groups(summary: Summary) -> list[Group]:
     rates = list(dict.fromkeys(arm.learning_rate for arm in summary.arms))
     if summary.plan["tune"] or len(rates) == 1:
         return [Group("", summary.arms)]
-    return [Group(f"learning rate {rate:g}", [short(arm) for arm in summary.arms if arm.learning_rate == rate]) for rate in rates]
+    return [
+        Group(f"learning rate {rate:g}", [short(arm) for arm in summary.arms if arm.learning_rate == rate])
+        for rate in rates
+    ]
 
 
 def short(arm: Arm) -> Arm:
@@ -74,8 +77,14 @@ def seeds(summary: Summary, group: Group) -> Figure:
 
 def differences(summary: Summary, group: Group) -> Figure | None:
     """The comparisons among the group's arms; None where there are none."""
-    full = {arm.label: short(arm).label if group.title else arm.label for arm in summary.arms if arm.name in {a.name for a in group.arms}}
-    found = [replace(one, arm=full[one.arm], baseline=full[one.baseline]) for one in summary.comparisons if one.arm in full]
+    full = {
+        arm.label: short(arm).label if group.title else arm.label
+        for arm in summary.arms
+        if arm.name in {a.name for a in group.arms}
+    }
+    found = [
+        replace(one, arm=full[one.arm], baseline=full[one.baseline]) for one in summary.comparisons if one.arm in full
+    ]
     if not found:
         return None
     looks = {arm.label: drawing.looks(summary.arms)[arm.name] for arm in group.arms}
@@ -86,34 +95,61 @@ def differences(summary: Summary, group: Group) -> Figure | None:
 
 def learning(summary: Summary, group: Group) -> list[Figure]:
     """Training loss, training error and, where a validation set was held out, validation error."""
-    unit = summary.unit
     wanted = {
-        "training loss": "train_loss",
-        f"training error ({unit})": "train_error",
-        f"validation error ({unit})": "validation_error",
+        "Training loss": "train_loss",
+        f"Training error ({summary.unit})": "train_error",
+        f"Validation error ({summary.unit})": "validation_error",
     }
-    found = [(title, _curves(summary, group, curves.scalar(name), FULL)) for title, name in wanted.items()]
-    return [_panel(_titled(title, group), drawn) for title, drawn in found if any(curve.points for curve in drawn)]
+    found = [
+        (_titled(title, group), _curves(summary, group, curves.scalar(name), FULL)) for title, name in wanted.items()
+    ]
+    return [_panel(title, drawn) for title, drawn in found if _any(drawn)]
 
 
 def activations(summary: Summary, group: Group) -> list[Figure]:
     """Mean activation and its spread over the units, each the median over the layers."""
-    wanted = {
-        "mean activation: median over units, then over layers": "mean_activation",
-        "spread of the mean activation over a layer's units (interquartile range), median over layers": "mean_activation_spread",
-    }
-    found = [(title, _curves(summary, group, curves.over_layers(name), FULL)) for title, name in wanted.items()]
-    return [_panel(_titled(title, group), drawn, zero_line=True) for title, drawn in found if any(curve.points for curve in drawn)]
+    wanted = {"Mean activation": "mean_activation", "Spread over the units": "mean_activation_spread"}
+    found = [
+        (_titled(title, group), _curves(summary, group, curves.over_layers(name), FULL))
+        for title, name in wanted.items()
+    ]
+    return [_panel(title, drawn, zero_line=True) for title, drawn in found if _any(drawn)]
 
 
-def layers(summary: Summary, group: Group) -> list[Figure]:
-    """Mean activation, a small panel a hidden layer."""
-    figures = []
-    for layer, width in enumerate(summary.plan["recipe"]["hidden"]):
-        drawn = _curves(summary, group, curves.of_layer("mean_activation", layer), SMALL)
-        if any(curve.points for curve in drawn):
-            figures.append(_panel(_titled(f"layer {layer + 1} ({width} units)", group), drawn, zero_line=True))
-    return figures
+@dataclass(frozen=True)
+class Layers:
+    """Mean activation layer by layer: small panels on one scale, and their last epoch as a table."""
+
+    title: str
+    panels: Sequence[Figure]
+    numbers: Table
+
+
+def layers(summary: Summary, group: Group) -> Layers | None:
+    """Mean activation, a small panel a hidden layer; None where there is but one layer or no curve."""
+    widths = summary.plan["recipe"]["hidden"]
+    drawn = [_curves(summary, group, curves.of_layer("mean_activation", layer), SMALL) for layer in range(len(widths))]
+    if len(drawn) < 2 or not all(map(_any, drawn)):
+        return None
+    scale = charts.scale_of([curve for layer in drawn for curve in layer], zero_line=True)
+    titles = [f"Layer {place} ({width} units)" for place, width in enumerate(widths, 1)]
+    panels = [
+        Figure(title, {"linear": [charts.panel(layer, label=_panel_label(title, layer), scale=scale, width="small")]})
+        for title, layer in zip(titles, drawn, strict=True)
+    ]
+    head = ("arm", *(f"layer {place}" for place in range(1, len(drawn) + 1)))
+    rows = [
+        (arm[0].label, *(_point_text(curve.points[-1]) for curve in arm))
+        for arm in zip(*drawn, strict=True)
+        if _any(arm)
+    ]
+    return Layers(
+        group.title, panels, Table("Mean activation at the last epoch: mean (lowest to highest over seeds)", head, rows)
+    )
+
+
+def _any(drawn: Sequence[Curve]) -> bool:
+    return any(curve.points for curve in drawn)
 
 
 def _titled(title: str, group: Group) -> str:
@@ -123,30 +159,39 @@ def _titled(title: str, group: Group) -> str:
 def _curves(summary: Summary, group: Group, quantity: Quantity, most: int) -> list[Curve]:
     looks = drawing.looks(summary.arms)
     return [
-        Curve(arm.label, looks[arm.name], curves.band(arm, quantity, most=most), curves.losses(arm)) for arm in group.arms
+        Curve(arm.label, looks[arm.name], curves.band(arm, quantity, most=most), curves.losses(arm))
+        for arm in group.arms
     ]
 
 
 def _panel(title: str, drawn: Sequence[Curve], *, zero_line: bool = False) -> Figure:
-    ends = "; ".join(f"{curve.label} {curve.points[-1].mean:.3g}" for curve in drawn if curve.points)
-    label = f"{title} against the epoch, mean and range over seeds. At the last epoch: {ends}."
     logs = (True, False) if not zero_line and charts.can_log(drawn) else (False,)
-    drawings = {
-        "log" if log else "linear": [charts.panel(drawn, label=label, log=log, zero_line=zero_line)] for log in logs
-    }
+    drawings = {}
+    for log in logs:
+        scale = charts.scale_of(drawn, log=log, zero_line=zero_line)
+        drawings["log" if log else "linear"] = [charts.panel(drawn, label=_panel_label(title, drawn), scale=scale)]
     return Figure(title, drawings, _curve_table(title, drawn))
+
+
+def _panel_label(title: str, drawn: Sequence[Curve]) -> str:
+    ends = "; ".join(f"{curve.label} {curve.points[-1].mean:.3g}" for curve in drawn if curve.points)
+    return f"{title} against the epoch, mean and range over seeds. At the last epoch: {ends}."
 
 
 def _curve_table(title: str, drawn: Sequence[Curve]) -> Table:
     longest = max((curve.points for curve in drawn), key=len)
     kept = curves.thinned(len(longest), 6)
     rows = [
-        (curve.label, *(f"{p.mean:.3g} ({p.low:.3g} to {p.high:.3g})" for p in (curve.points[place] for place in kept)))
+        (curve.label, *(_point_text(curve.points[place]) for place in kept))
         for curve in drawn
         if len(curve.points) == len(longest)
     ]
     head = ("arm", *(f"epoch {longest[place].epoch}" for place in kept))
     return Table(f"{title}: mean (lowest to highest over seeds)", head, rows)
+
+
+def _point_text(point: Point) -> str:
+    return f"{point.mean:.3g} ({point.low:.3g} to {point.high:.3g})"
 
 
 def tuning(summary: Summary) -> list[Figure]:
@@ -159,12 +204,20 @@ def tuning(summary: Summary) -> list[Figure]:
         label = f"{arm.label}: validation error against learning rate; {found.chosen:g} was chosen."
         drawn = charts.rates(arm, found, looks[arm.name], errors=errors, label=label)
         rows = [
-            (f"{point.learning_rate:g}", _mean_text(point.validation_errors), *(_error_text(e) for e in point.validation_errors))
+            (
+                f"{point.learning_rate:g}",
+                _mean_text(point.validation_errors),
+                *(_error_text(e) for e in point.validation_errors),
+            )
             for point in found.grid
         ]
         head = ("learning rate", "mean", *(f"run {place + 1}" for place in range(len(found.grid[0].validation_errors))))
         table = Table(f"{arm.label}: validation error ({summary.unit})", head, rows)
-        note = f"The chosen rate {found.chosen:g} is at the edge of the grid: a better one may lie outside of it." if found.at_edge else ""
+        note = (
+            f"The chosen rate {found.chosen:g} is at the edge of the grid: a better one may lie outside of it."
+            if found.at_edge
+            else ""
+        )
         figures.append(Figure(arm.label, {"linear": [drawn]}, table, note))
     return figures
 
@@ -188,11 +241,25 @@ def results(summary: Summary) -> list[Table]:
 
 def runs(summary: Summary) -> Table:
     """Every run; those in the plan that are not done too."""
-    head = ("arm", "seed", "status", f"{summary.metric} ({summary.unit})", f"training error ({summary.unit})", "training loss", "|mean activation|")
+    head = (
+        "arm",
+        "seed",
+        "status",
+        f"{summary.metric} ({summary.unit})",
+        f"training error ({summary.unit})",
+        "training loss",
+        "|mean activation|",
+    )
     rows = [
-        (arm.label, str(run.seed), "not done" if run.status == "missing" else run.status)
-        + (number(_known(run.test_error), summary.decimals), number(_known(run.result.get("train_error")), summary.decimals))
-        + (_significant(run.result.get("train_loss")), _significant(run.result.get("median_mean_activation")))
+        (
+            arm.label,
+            str(run.seed),
+            "not done" if run.status == "missing" else run.status,
+            number(_known(run.test_error), summary.decimals),
+            number(_known(run.result.get("train_error")), summary.decimals),
+            _significant(run.result.get("train_loss")),
+            _significant(run.result.get("median_mean_activation")),
+        )
         for arm in summary.arms
         for run in arm.runs
     ]

@@ -1,0 +1,176 @@
+r"""MPELU, the ELU with a learnable depth and a learnable decay, and the core that EELU shares.
+
+    MPELU(x) = x for x >= 0,    alpha (e^(beta x) - 1) otherwise
+
+With e = e^(beta x): dx = alpha beta e, dalpha = sum of e - 1, dbeta = sum of alpha x e over x < 0, and dx = 1
+elsewhere. All of it follows from the output y, since e = y / alpha + 1 and x = ln(e) / beta, as long as alpha and beta are
+positive. So both are read as at least 1/1024, with the gradient passing straight through to the stored value. This
+bound is our choice: the published code has none (MPELU) or 0 (EELU), where the output would forget the input and a
+parameter that arrived at zero could not leave it.
+
+`taylor_gain` in `zeromean.nn.init` is the initialisation published with it.
+
+Source: Li et al., "Improving deep neural network with Multiple Parametric Exponential Linear Units", Neurocomputing
+301, 2018. The authors' code starts alpha at 0.25 or 1 and beta at 1.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zeromean.nn.backward import Save, apply, backward_may_follow, keeps_output, widen
+from zeromean.nn.noise import complement
+from zeromean.nn.parameters import SMALLEST, align, at_least, sum_to
+from zeromean.nn.slope_noise import normal_slope
+
+
+class NegativeSide(NamedTuple):
+    """What the derivatives need on the side of x < 0; elsewhere the values for x = 0."""
+
+    ratio: Tensor
+    """e^(beta x) - 1."""
+    decay: Tensor
+    """e^(beta x)."""
+    exponent: Tensor
+    """beta x, finite."""
+
+
+def from_output(y: Tensor, alpha: Tensor) -> NegativeSide:
+    """Recover the negative side from y = alpha (e^(beta x) - 1), in y's precision; alpha > 0."""
+    ratio = (y.clamp(max=0) / alpha).clamp(min=-1)
+    # Where y has rounded to -alpha the logarithm is finite, and multiplied by a decay of 0.
+    return NegativeSide(ratio, ratio + 1, torch.log1p(ratio.clamp(min=-1 + torch.finfo(ratio.dtype).eps)))
+
+
+def from_input(x: Tensor, beta: Tensor) -> NegativeSide:
+    """Compute the negative side from x, in x's precision."""
+    exponent = (beta * x.clamp(max=0)).clamp(min=torch.finfo(x.dtype).min)
+    return NegativeSide(torch.expm1(exponent), torch.exp(exponent), exponent)
+
+
+def formula(x: Tensor, alpha: Tensor, beta: Tensor, k: Tensor | None = None) -> Tensor:
+    """K x for x >= 0 (k = 1 if None), alpha (e^(beta x) - 1) otherwise, for aligned, positive alpha and beta."""
+    wide = widen(x)
+    # Clamped, so that the side not chosen stays finite, and so does its gradient.
+    negative = alpha * torch.expm1(beta * wide.clamp(max=0))
+    return torch.where(wide < 0, negative, wide if k is None else wide * k).to(x.dtype)
+
+
+def slope_noise(seed: Tensor | None, noisy: Tensor | None, x: Tensor, epsilon: float) -> Tensor | None:
+    """EELU's k for a noisy pass, 1 for a quiet one, None without noise."""
+    if seed is None or noisy is None:
+        return None
+    return torch.where(noisy, normal_slope(seed, x, epsilon), 1.0)
+
+
+class ScaledExponential(torch.autograd.Function):
+    """MPELU, and EELU if there is a seed, with the output or the input kept."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        seed: Tensor | None,
+        noisy: Tensor | None,
+        epsilon: float,
+        output_kept: bool,
+    ) -> Tensor:
+        """Apply `formula`."""
+        return formula(x, alpha, beta, slope_noise(seed, noisy, x, epsilon))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep one tensor of x's size, the parameters, and the seed."""
+        x, alpha, beta, seed, noisy, ctx.epsilon, ctx.output_kept = inputs
+        ctx.save_for_backward(output if ctx.output_kept else x, alpha, beta, None if seed is None else complement(seed), noisy)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The derivative of the file's first lines."""
+        kept, alpha, beta, sealed, noisy = ctx.saved_tensors
+        wide, g = widen(kept), widen(gradient)
+        side = from_output(wide, alpha) if ctx.output_kept else from_input(wide, beta)
+        k = slope_noise(None if sealed is None else complement(sealed), noisy, kept, ctx.epsilon)
+        # With k = 0 an input above 0 gives an output of 0, an input below never does: so 0 counts as positive.
+        negative = wide < 0
+        dx = torch.where(negative, g * (alpha * beta * side.decay), g if k is None else g * k)
+        dalpha, dbeta = None, None
+        if ctx.needs_input_grad[1]:
+            dalpha = sum_to(torch.where(negative, g * side.ratio, 0.0), alpha)
+        if ctx.needs_input_grad[2]:
+            dbeta = sum_to(torch.where(negative, g * (alpha * side.decay * side.exponent / beta), 0.0), beta)
+        return dx.to(gradient.dtype), dalpha, dbeta, None, None, None, None
+
+
+def mpelu(x: Tensor, alpha: Tensor, beta: Tensor, *, save: Save = "auto") -> Tensor:
+    """Multiple parametric ELU: x for x >= 0, alpha (e^(beta x) - 1) otherwise.
+
+    Args:
+        x: Any shape, any floating-point type; the arithmetic is in float32 at least.
+        alpha: Minus the value approached at large negative x. One value; or C values for the channels in dimension 1
+            of x; or a tensor of x's number of dimensions that broadcasts to x. Read as at least 1/1024. Its gradient is
+            summed in float32 at least, and passes straight through that bound.
+        beta: How fast that value is approached, in 1 / (unit of x); as alpha.
+        save: What to keep for the backward pass; "auto" is the output. In bfloat16 "input" gives slopes in full
+            precision, see `zeromean.functional.elu`.
+
+    Raises:
+        ValueError: If alpha or beta does not fit x.
+    """
+    alpha, beta = (at_least(align(p, x, name), SMALLEST) for p, name in ((alpha, "alpha"), (beta, "beta")))
+    if backward_may_follow(x, alpha, beta):
+        return apply(ScaledExponential, x, alpha, beta, None, None, 0.0, keeps_output(save, True))
+    return formula(x, alpha, beta)
+
+
+def plain(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """MPELU by plain operators, for evaluation and export."""
+    return formula(x, align(alpha, x, "alpha").clamp(min=SMALLEST), align(beta, x, "beta").clamp(min=SMALLEST))
+
+
+class MPELU(torch.nn.Module):
+    """`mpelu` as a module with alpha and beta as its parameters.
+
+    Args:
+        num_parameters: 1 for one pair, or the number of channels in dimension 1 of the input.
+        alpha: The initial value; the authors' code uses 0.25 or 1.
+        beta: The initial value.
+        device: Where the parameters lie.
+        dtype: The parameters' type.
+        save: "auto", "output" or "input", see `mpelu`. Evaluation mode runs plain operators.
+    """
+
+    def __init__(
+        self,
+        num_parameters: int = 1,
+        alpha: float = 0.25,
+        beta: float = 1.0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        save: Save = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_parameters, self.initial_alpha, self.initial_beta, self.save = num_parameters, alpha, beta, save
+        self.alpha = torch.nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.beta = torch.nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set every alpha and beta to its initial value."""
+        torch.nn.init.constant_(self.alpha, self.initial_alpha)
+        torch.nn.init.constant_(self.beta, self.initial_beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply `mpelu` to each element."""
+        if self.training:
+            return mpelu(x, self.alpha, self.beta, save=self.save)
+        return plain(x, self.alpha, self.beta)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"num_parameters={self.num_parameters}, alpha={self.initial_alpha}, beta={self.initial_beta}"

@@ -1,0 +1,63 @@
+"""Learnable slopes: how they lie along an input, how their gradient is summed, how they are kept positive."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeromean.nn.backward import apply, backward_may_follow
+
+# Read instead of zero where a parameter must stay positive: at exactly zero the output would forget the input, and with
+# it the gradient that could bring the parameter back. A power of two well inside float16.
+SMALLEST = 2.0**-10
+
+
+def align(parameter: Tensor, x: Tensor, name: str) -> Tensor:
+    """View a parameter so that it broadcasts along ``x``.
+
+    Args:
+        parameter: One value; or C values for the C channels in dimension 1 of x (as in `torch.nn.PReLU`); or a tensor
+            of as many dimensions as x that broadcasts to x's shape, such as [R, 1, 1] for R stacked networks.
+        x: The input, of any shape.
+        name: What to call the parameter in an error.
+
+    Raises:
+        ValueError: If it fits in none of the three ways.
+    """
+    if parameter.numel() == 1 and parameter.ndim <= 1:
+        return parameter.reshape((1,) * x.ndim)
+    if parameter.ndim == 1 and x.ndim > 1 and parameter.shape[0] == x.shape[1]:
+        return parameter.reshape(1, -1, *(1,) * (x.ndim - 2))
+    if parameter.ndim == x.ndim and all(size in (1, full) for size, full in zip(parameter.shape, x.shape, strict=True)):
+        return parameter
+    raise ValueError(
+        f"{name} must hold one value, one for each channel in dimension 1 of x, or broadcast to x in as many "
+        f"dimensions, got shape {tuple(parameter.shape)} for x of shape {tuple(x.shape)}: "
+        "set num_parameters to 1 or to the number of channels"
+    )
+
+
+def sum_to(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Sum an element-wise gradient, in the precision it came in, over the dimensions along which a parameter lay."""
+    return gradient.sum_to_size(parameter.shape).to(parameter.dtype)
+
+
+class _AtLeast(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(parameter: Tensor, bound: float) -> Tensor:
+        return parameter.clamp(min=bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def at_least(parameter: Tensor, bound: float) -> Tensor:
+    """Read a parameter as at least ``bound``; its gradient passes straight through, so a stored value can come back."""
+    return apply(_AtLeast, parameter, bound) if backward_may_follow(parameter) else parameter.clamp(min=bound)

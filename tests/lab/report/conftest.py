@@ -1,0 +1,69 @@
+"""Built pages, and the system's Chromium to open them in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from zeromean.lab.report import write_report
+from zeromean.lab.store import Study
+
+StudyFolder = Callable[..., Study]
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+HOSTILE = '</script><img src="http://127.0.0.1:9/x" onerror="window.hacked=1"><script>window.hacked=1</script>'
+
+
+@pytest.fixture(scope="session")
+def page_file(study_folder: StudyFolder) -> Path:
+    """Four arms x ten seeds with validation curves, a run of them diverged, learning rates tuned."""
+    return write_report(study_folder(tune=True, validation=100, epochs=60, diverged=(("leaky_relu-0.1", 3),)).path)
+
+
+@pytest.fixture(scope="session")
+def rates_file(study_folder: StudyFolder) -> Path:
+    """Three arms at two learning rates, an autoencoder."""
+    arms = ("elu", "relu", "leaky_relu-0.1")
+    return write_report(study_folder(task="reconstruction", rates=(0.01, 0.001), arms=arms, epochs=20).path)
+
+
+@pytest.fixture(scope="session")
+def hostile_file(study_folder: StudyFolder) -> Path:
+    """Every text of the plan that a user or a machine can choose tries to break out."""
+    study = study_folder(arms=("elu", "relu"), seeds=7, epochs=5, diverged=(("elu", 0),))
+    plan = study.plan()
+    assert plan is not None
+    arms = [{**arm, "label": f"{arm['label']} {HOSTILE}"} for arm in plan["arms"]]
+    texts = {"study": HOSTILE + "x" * 300, "command": HOSTILE, "created": HOSTILE, "versions": {HOSTILE: HOSTILE, "zeromean": HOSTILE}}
+    machine = {"device": {**plan["device"], "name": HOSTILE, "platform": HOSTILE}, "git": {"commit": HOSTILE, "dirty": False}}
+    recipe = {**plan["recipe"], "name": HOSTILE, "title": HOSTILE, "source": HOSTILE}
+    data = {**plan["data"], "name": HOSTILE, "source": HOSTILE, "checksums": {HOSTILE: HOSTILE}}
+    study.write_plan({**plan, **texts, **machine, "arms": arms, "recipe": recipe, "data": data})
+    return write_report(study.path)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One headless browser for all tests."""
+    path = os.environ.get("ZEROMEAN_CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        remedy = "no Chromium found: apt-get install chromium, or name one in ZEROMEAN_CHROMIUM"
+        if os.environ.get("CI"):
+            pytest.fail(remedy)
+        pytest.skip(remedy)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
