@@ -198,9 +198,7 @@ ACTIVATION_CASES = [
     _celu(1.0, 2.0),
     _celu(0.3, 2.0),
     _celu(-1.5, 4.0),
-    ActivationCase(
-        "shifted_relu", F.shifted_relu, oracles.shifted_relu, oracles.shifted_relu_slope, zm.nn.ShiftedReLU
-    ),
+    ActivationCase("shifted_relu", F.shifted_relu, oracles.shifted_relu, oracles.shifted_relu_slope, zm.nn.ShiftedReLU),
     ActivationCase(
         "relu",
         F.relu,
@@ -232,12 +230,8 @@ ACTIVATION_CASES = [
     ActivationCase(
         "swish:-1.5", F.swish, oracles.swish, oracles.swish_slope, zm.nn.Swish, (-1.5,), saved_bytes=4.0, infinite=False
     ),
-    ActivationCase(
-        "gelu", F.gelu, oracles.gelu, oracles.gelu_slope, zm.nn.GELU, saved_bytes=4.0, infinite=False
-    ),
-    ActivationCase(
-        "mish", F.mish, oracles.mish, oracles.mish_slope, zm.nn.Mish, saved_bytes=4.0, infinite=False
-    ),
+    ActivationCase("gelu", F.gelu, oracles.gelu, oracles.gelu_slope, zm.nn.GELU, saved_bytes=4.0, infinite=False),
+    ActivationCase("mish", F.mish, oracles.mish, oracles.mish_slope, zm.nn.Mish, saved_bytes=4.0, infinite=False),
     _pelu(1.0, 1.0, "auto", 2.0),
     _pelu(1.5, 0.7, "output", 2.0),
     _pelu(1.5, 0.7, "input", 4.0),

@@ -62,7 +62,8 @@ def linear_sides(x: Array, negative: Any, positive: Any) -> Array:
 
 
 def linear_sides_slope(x: Array, negative: Any, positive: Any, at_zero: str = "left") -> Array:
-    return np.where(x <= 0 if at_zero == "left" else x < 0, negative, positive).astype(np.float64)
+    slope: Array = np.where(x <= 0 if at_zero == "left" else x < 0, negative, positive).astype(np.float64)
+    return slope
 
 
 def mpelu(x: Array, alpha: float, beta: float) -> Array:
@@ -119,7 +120,8 @@ def mish(x: Array) -> Array:
 
 def mish_slope(x: Array) -> Array:
     t = np.tanh(np.logaddexp(0.0, x))
-    return t + x * (1 - t**2) * sigmoid(x)
+    slope: Array = t + x * (1 - t**2) * sigmoid(x)
+    return slope
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -134,11 +136,11 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 
 def uniform(seed: int, count: int, stream: int = 0) -> Array:
-    """The uniforms of one seed, in element order."""
+    """The uniforms of one seed, in element order, rounded to float32 as specified."""
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
     words = [w for call in range((count + 3) // 4) for w in philox((call, 0, stream, 0), key)]
-    folded = [2**32 - 1 - w if w >= 2**31 else w for w in words]
-    return np.array(folded[:count]) * 4.6566127342e-10
+    folded = np.array([2**32 - 1 - w if w >= 2**31 else w for w in words][:count], dtype=np.float32)
+    return (folded * np.float32(4.6566127342e-10)).astype(np.float64)
 
 
 def normal(seed: int, count: int) -> Array:

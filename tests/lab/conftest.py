@@ -38,6 +38,7 @@ def write_study(
     epochs: int = 100,
     tune: bool = False,
     task: str = "classification",
+    validation: int = 0,
     rates: tuple[float, ...] = (0.01,),
     diverged: tuple[tuple[str, int], ...] = (),
     missing: tuple[tuple[str, int], ...] = (),
@@ -45,9 +46,8 @@ def write_study(
     plan_changes: Mapping[str, Any] | None = None,
 ) -> Study:
     """A study of those arms x learning rates x seeds; runs named in ``diverged`` and ``missing`` are (arm, seed)."""
-    recipe = replace(
-        digits_mlp8() if task == "classification" else mnist_autoencoder(), epochs=epochs, learning_rates=rates
-    )
+    recipe = digits_mlp8() if task == "classification" else mnist_autoencoder()
+    recipe = replace(recipe, epochs=epochs, learning_rates=rates, validation=validation)
     several = len(rates) > 1
     planned: list[dict[str, Any]] = []
     for name in arms:
@@ -101,7 +101,7 @@ def _plan(recipe: Recipe, arms: list[dict[str, Any]], *, seeds: int, tune: bool)
         "data": {
             "name": recipe.data,
             "checksums": {recipe.data: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
-            "train": 1437,
+            "train": 1437 - recipe.validation,
             "validation": recipe.validation,
             "test": 360,
             "source": "scikit-learn's embedded digits",

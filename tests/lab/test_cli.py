@@ -64,7 +64,7 @@ def test_tuned_compare_trains_each_arm_at_its_own_rate(zeromean: Zeromean, tmp_p
 
 def test_dry_run_plans_and_writes_nothing(zeromean: Zeromean, tmp_path: Path) -> None:
     out = zeromean("compare", *SMALL, "epochs=2", "--seeds", "10", "--dry-run")
-    assert "40 runs of 2 epochs" in out
+    assert "40 runs of 2 epochs each" in out
     assert "smallest detectable difference" in out
     assert "training takes about" in out
     assert not (tmp_path / "runs").exists()

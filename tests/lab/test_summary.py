@@ -141,6 +141,10 @@ def test_tuning_gives_the_learning_rate(study_folder: StudyFolder) -> None:
     assert [arm.learning_rate for arm in summary.arms] == [0.03] * 4
     tunings = [arm.tuning for arm in summary.arms if arm.tuning]
     assert [tuning.at_edge for tuning in tunings] == [False, False, True, False]
+    assert (
+        summary.edges == "Learning rate at the edge of the tuning grid, so perhaps not the best: LeakyReLU(0.1) (0.03)."
+    )
+    assert summary.edges in to_markdown(summary)
     assert [tuning.grid[-1].validation_errors.count(None) for tuning in tunings] == [0, 1, 0, 0]
 
 

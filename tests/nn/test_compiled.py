@@ -1,5 +1,7 @@
 """torch.compile without graph breaks, and torch.export to plain operators."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,12 +12,12 @@ from tests.nn.test_memory import kept_bytes
 
 # From inside torch: tracing makes an instance of an autograd function, and the code generator imports old modules.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-each_case = pytest.mark.parametrize("case", ACTIVATION_CASES, ids=lambda case: case.name)
+ONE_OF_EACH = list({case.name.split(":")[0]: case for case in ACTIVATION_CASES}.values())
 
 
-def results(model: nn.Module, x: Tensor) -> list[Tensor]:
-    y = model(x)
-    return [y.detach(), *torch.autograd.grad((y**2).sum(), [x, *model.parameters()])]
+def results(call: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
+    y = call(x)
+    return [y.detach(), *torch.autograd.grad((y**2).sum(), [x, *module.parameters()])]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,7 @@ def _fresh_compiler() -> None:
     torch._dynamo.reset()
 
 
-@each_case
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.name)
 def test_compiled_training_passes_equal_eager_ones(case: ActivationCase) -> None:
     """Two passes, so that the noisy and the quiet turn of an alternating module are both seen."""
     module, twin = case.module(), case.module()
@@ -32,7 +34,7 @@ def test_compiled_training_passes_equal_eager_ones(case: ActivationCase) -> None
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     x = torch.randn(3, 4, requires_grad=True)
     for _ in range(2):
-        for one, other in zip(results(compiled, x), results(twin, x), strict=True):
+        for one, other in zip(results(compiled, module, x), results(twin, twin, x), strict=True):
             torch.testing.assert_close(one, other)
 
 
@@ -44,8 +46,18 @@ def test_generated_code_equals_eager(name: str) -> None:
     compiled = torch.compile(module, fullgraph=True)
     x = torch.randn(5, 7, requires_grad=True)
     for _ in range(2):
-        for one, other in zip(results(compiled, x), results(twin, x), strict=True):
+        for one, other in zip(results(compiled, module, x), results(twin, twin, x), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["elu", "mpelu", "eelu"])
+def test_one_graph_for_every_size(name: str) -> None:
+    module = zm.nn.by_name(name)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in (5, 6, 9):
+        x = -torch.rand(3, size)
+        torch.testing.assert_close(compiled(x.requires_grad_()), module.eval()(x))
+        module.train()
 
 
 def test_a_changed_alpha_takes_effect_after_compilation() -> None:
@@ -57,25 +69,38 @@ def test_a_changed_alpha_takes_effect_after_compilation() -> None:
     torch.testing.assert_close(compiled(x), zm.functional.elu(x, 2.0))
 
 
-@pytest.mark.parametrize("name", ["elu", "selu", "pelu", "mpelu", "eelu"])
+@pytest.mark.parametrize("name", ["elu", "selu", "pelu", "mpelu", "rrelu", "erelu", "eelu"])
 def test_compiled_training_keeps_the_output_alone(name: str) -> None:
     rows, units = 256, 64
     model = nn.Sequential(nn.Linear(8, units), zm.nn.by_name(name), nn.Linear(units, 8))
     compiled = torch.compile(model, backend="aot_eager_decomp_partition", fullgraph=True)
     x = torch.randn(rows, 8)
     compiled(x)
-    assert kept_bytes(compiled, x) / (4 * rows * units) == pytest.approx(1.0, abs=0.02)
+    assert kept_bytes(compiled, model, x) / (4 * rows * units) == pytest.approx(1.0, abs=0.02)
 
 
-@pytest.mark.parametrize("setting", [{"activation_memory_budget": 0.3}, {"aggressive_recomputation": True}], ids=str)
-def test_recomputation_never_draws_the_noise_again(setting: dict[str, object]) -> None:
-    """The slope in the backward pass is the one of the forward pass: dx = y / x on the positive side."""
-    x = (torch.rand(2000) + 0.5).requires_grad_()
-    with torch._functorch.config.patch(setting):
-        y = torch.compile(zm.nn.EELU(), backend="aot_eager_decomp_partition", fullgraph=True)(x)
-        (dx,) = torch.autograd.grad(y.sum(), x)
+def assert_backward_has_the_forward_noise(module: nn.Module) -> None:
+    """On either side of 0 the noisy functions are lines through 0, so dx = y / x."""
+    sign = -1.0 if isinstance(module, zm.nn.RReLU) else 1.0
+    x = (sign * (torch.rand(2000) + 0.5)).requires_grad_()
+    y = torch.compile(module, backend="aot_eager_decomp_partition", fullgraph=True)(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
     assert dx.std() > 0.01
     torch.testing.assert_close(dx, (y / x).detach())
+
+
+@pytest.mark.parametrize("name", ["rrelu", "erelu", "eprelu", "eelu"])
+def test_a_compiled_backward_pass_makes_the_same_noise(name: str) -> None:
+    torch.manual_seed(0)
+    assert_backward_has_the_forward_noise(zm.nn.by_name(name))
+
+
+@pytest.mark.parametrize("setting", [{"activation_memory_budget": 0.0}, {"aggressive_recomputation": True}], ids=str)
+def test_a_given_seed_survives_recomputation_in_the_backward_pass(setting: dict[str, object]) -> None:
+    module = zm.nn.RReLU()
+    module.seed = torch.tensor(3)
+    with torch._functorch.config.patch(setting):
+        assert_backward_has_the_forward_noise(module)
 
 
 @pytest.mark.parametrize("name", zm.nn.ACTIVATIONS)
@@ -91,6 +116,7 @@ def test_evaluation_exports_to_plain_operators(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["elu", "shifted_relu", "leaky_relu", "prelu", "swish", "pelu", "mpelu"])
 def test_training_mode_exports_to_plain_operators_too(name: str) -> None:
-    program = torch.export.export(zm.nn.by_name(name).train(), (torch.randn(2, 3, requires_grad=True),))
+    x = torch.randn(2, 3, requires_grad=True)
+    program = torch.export.export(zm.nn.by_name(name).train(), (x,), strict=True)
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert all(isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" for target in targets), targets

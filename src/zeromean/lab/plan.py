@@ -7,12 +7,14 @@ the design can detect, and where it runs. ``plan.json`` is this, and a study con
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,7 +173,8 @@ def estimate_seconds(plan: Plan, dataset: data.Dataset, device: torch.device) ->
 
 
 def _stage_seconds(recipe: Recipe, runs: list[Run], parts: Splits, device: torch.device) -> float:
-    short = min(len(parts.train) // recipe.batch_size, 5) * recipe.batch_size
+    count = min(len(parts.train) // recipe.batch_size, 5 if device.type == "cpu" else 200)
+    short = count * recipe.batch_size
     sample = Samples(parts.train.inputs[:short], parts.train.targets[:short]).to(device) if short else parts.train
     idle = [replace(run, learning_rate=0.0) for run in runs]
     steps = Steps(recipe, idle, build(recipe, idle, parts.train).to(device), sample)
@@ -198,7 +201,7 @@ def describe(plan: Plan, dataset: data.Dataset, device: torch.device, seconds: f
                 "seconds_estimate": round(seconds, 1),
             },
             "detectable_difference": round(detectable, 4) if detectable != float("inf") else None,
-            "command": " ".join(["zeromean", *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "versions": {"zeromean": zeromean.__version__, "python": platform.python_version(), "torch": torch.__version__},
             "device": device_facts(device),
@@ -217,8 +220,16 @@ def describe(plan: Plan, dataset: data.Dataset, device: torch.device, seconds: f
 
 def device_facts(device: torch.device) -> dict[str, Any]:
     """What the study runs on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"kind": device.type, "name": name, "threads": torch.get_num_threads(), "platform": platform.platform()}
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_state() -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from zeromean.lab.data import describe, load
 from zeromean.lab.recipes import RECIPES, find
 from zeromean.lab.recipes.recipe import nearest
 from zeromean.lab.store import Study
-from zeromean.lab.summary import Summary, to_markdown
+from zeromean.lab.summary import Summary, to_tables
 from zeromean.lab.summary import load as load_summary
 
 
@@ -41,15 +41,15 @@ def activations() -> Table:
     """Every activation with the mean of its output and its gain for unit Gaussian inputs."""
     table = _table("Activations (mean output and gain for a unit Gaussian input)", "name", "module", "mean", "gain")
     for name, module in zmnn.ACTIVATIONS.items():
-        mean, _, second = zmnn.moments(module())
-        table.add_row(name, module.__name__, f"{mean:+.4f}", f"{second**-0.5:.4f}")
+        found = zmnn.moments(module())
+        table.add_row(name, module.__name__, f"{found.mean:+.4f}", f"{found.second_moment**-0.5:.4f}")
     return table
 
 
 def page(target: str) -> RenderableType:
     """A recipe, an activation or a study, whichever the name means."""
     if (Path(target) / "plan.json").exists():
-        return Text(to_markdown(load_summary(Study(Path(target)))))
+        return results(load_summary(Study(Path(target))))
     if target in RECIPES:
         return _recipe(target)
     name = target.partition(":")[0].partition("(")[0]
@@ -69,8 +69,8 @@ def _recipe(name: str) -> Table:
 
 def _activation(text: str) -> RenderableType:
     activation = parse(text)
-    mean, variance, second = zmnn.moments(activation.build())
-    facts = f"unit Gaussian input: mean {mean:+.6f}, variance {variance:.6f}, second moment {second:.6f}"
+    found = zmnn.moments(activation.build())
+    facts = f"unit Gaussian input: mean {found.mean:+.4f}, variance {found.variance:.4f}, second moment {found.second_moment:.4f}"
     doc = inspect.getdoc(zmnn.ACTIVATIONS[activation.name]) or ""
     return Group(Text(activation.label, style="bold"), Text(doc), Text(facts))
 
@@ -94,7 +94,7 @@ def plan(facts: dict[str, Any], study: Study) -> RenderableType:
         rate = "tuned" if arm["learning_rate"] is None else f"{arm['learning_rate']:g}"
         table.add_row(arm["label"], arm["activation"], rate, str(len(facts["seeds"])))
     lines = [
-        f"{budget['runs']} runs of {recipe['epochs']} epochs on {facts['device']['kind']} ({facts['device']['name']}); "
+        f"{budget['runs']} runs of {recipe['epochs']} epochs each on {facts['device']['kind']} ({facts['device']['name']}); "
         f"training takes about {_duration(budget['seconds_estimate'])}"
     ]
     if facts["tune"]:
@@ -107,12 +107,17 @@ def _detectable(facts: dict[str, Any]) -> str:
     if not facts["comparisons"]:
         return "one arm: nothing to compare"
     difference, recipe = facts["detectable_difference"], facts["recipe"]
+    pairs = _count(facts["comparisons"], "comparison")
     if difference is None:
-        return f"{len(facts['seeds'])} seeds cannot support a verdict on {len(facts['comparisons'])} comparisons: use more"
+        return f"{_count(facts['seeds'], 'seed')} cannot support a verdict on {pairs}: use more seeds"
     return (
         f"smallest detectable difference of the test error: {difference:.2g} {recipe['error_unit']} "
-        f"(80 % power, 5 % level, {len(facts['comparisons'])} comparisons, sd {recipe['expected_sd']:g} assumed from our records)"
+        f"(80 % power, 5 % level, {pairs}, sd {recipe['expected_sd']:g} assumed from our records)"
     )
+
+
+def _count(things: Sequence[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:
@@ -123,4 +128,5 @@ def _duration(seconds: float) -> str:
 
 def results(summary: Summary) -> RenderableType:
     """Verdicts and the table of arms."""
-    return Text(to_markdown(summary))
+    words = "\n".join(word for word in (*summary.sentences, summary.progress, summary.exclusions, summary.edges) if word)
+    return Group(Text(words), *to_tables(summary))

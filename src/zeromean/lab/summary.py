@@ -39,9 +39,9 @@ CSV_COLUMNS = (
 )
 
 READING = (
-    "Differences are arm minus baseline over runs that share a seed: negative favours the arm. The interval inverts the "
-    "sign-flip test that gives p (below 6 pairs it is Student's t) and is not adjusted; adjusted p-values are Holm's "
-    "over all comparisons."
+    "Differences are arm minus baseline over runs that share a seed: negative favours the arm. The interval inverts "
+    "the sign-flip test that gives p (below 6 pairs it is Student's t) and is not adjusted; adjusted p-values are "
+    "Holm's over all comparisons."
 )
 
 
@@ -187,6 +187,14 @@ class Summary:
         """Which runs are left out of means and comparisons; empty where none are."""
         excluded = [f"{arm.label} ({arm.losses})" for arm in self.arms if arm.losses]
         return f"Left out of means and comparisons: {'; '.join(excluded)}." if excluded else ""
+
+    @property
+    def edges(self) -> str:
+        """Which arms' learning rates are the last of the grid; empty where none are."""
+        arms = [f"{arm.label} ({arm.learning_rate:g})" for arm in self.arms if arm.tuning and arm.tuning.at_edge]
+        return (
+            f"Learning rate at the edge of the tuning grid, so perhaps not the best: {', '.join(arms)}." if arms else ""
+        )
 
 
 def _metric(plan: Mapping[str, Any]) -> str:
@@ -348,7 +356,9 @@ def to_markdown(summary: Summary) -> str:
     plan = summary.plan
     parts = [f"# {_plain(plan['study'])}: {_plain(plan['recipe']['title'])}"]
     parts.append("\n".join(f"- {_plain(sentence)}" for sentence in summary.sentences))
-    parts.append("\n\n".join(line for line in (summary.progress, _plain(summary.exclusions)) if line))
+    parts.append(
+        "\n\n".join(line for line in (summary.progress, _plain(summary.exclusions), _plain(summary.edges)) if line)
+    )
     parts.append(_markdown_table(*arm_table(summary), left=2))
     if summary.comparisons:
         parts.append(_markdown_table(*comparison_table(summary), left=1))

@@ -29,7 +29,9 @@ class AlternatingPasses(torch.nn.Module):
     The turn is a bool buffer, changed in place by each training forward pass, so it is saved with the model and changes
     inside a compiled graph too. The published code changes it in evaluation passes as well; here an evaluation leaves
     no trace (our choice). A pass run again by activation checkpointing repeats the latest turn, which is right as long
-    as the layer is used once in the checkpointed part.
+    as the layer is used once in the checkpointed part. Compiler settings that recompute more than by default
+    (``activation_memory_budget`` below 1, ``aggressive_recomputation``) are not supported: the backward pass would read
+    the changed turn.
 
     Attributes:
         seed: If set, the noise's seed (see `zeromean.functional.eelu`); if None, each pass draws one.
@@ -47,7 +49,8 @@ class AlternatingPasses(torch.nn.Module):
         """Whether this training pass is noisy; the next one will be the opposite."""
         if not torch.compiler.is_compiling() and _inside_backward():
             return self.noisy_next.logical_not()
-        return take_turn(self.noisy_next)
+        noisy: Tensor = take_turn(self.noisy_next)
+        return noisy
 
 
 def _inside_backward() -> bool:

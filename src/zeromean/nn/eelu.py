@@ -4,16 +4,16 @@ r"""EELU, the elastic exponential linear unit: MPELU with a random slope on the 
     k = min(max(s, 0), 2),    s ~ N(1, sigma^2) for each element,    sigma ~ U(0, epsilon) for each layer and pass
 
 Training passes alternate. In a noisy pass k is random and alpha and beta get no gradient; in a quiet pass k = 1 and
-they learn. The first is noisy; in evaluation k = 1. The backward pass keeps the output and the seed, from which it makes
-k again; the derivatives are MPELU's, with k instead of 1 for x >= 0.
+they learn. The first is noisy; in evaluation k = 1. The backward pass keeps the output and the seed, from which it
+makes k again; the derivatives are MPELU's, with k instead of 1 for x >= 0.
 
 The initialisation used with it is `zeromean.nn.taylor_gain`.
 
 Source: Kim, Kim and Kim, "Elastic exponential linear units for convolutional neural networks", Neurocomputing 406,
-2020. The noise, its standard deviation rather than its variance drawn uniformly, the turns, and the defaults alpha 0.25,
-beta 1 and epsilon 1 are those of a public PyTorch implementation that appears to be the authors'; the paper's own text
-is recalled, not checked. Deviations, our choice: alpha and beta are read as at least 1/1024 instead of 0 (see MPELU),
-evaluation passes do not change the turn, and NaN is passed on instead of replaced by 0.
+2020. The noise, its standard deviation rather than its variance drawn uniformly, the turns, and the defaults alpha
+0.25, beta 1 and epsilon 1 are those of a public PyTorch implementation that appears to be the authors'; the paper's own
+text is recalled, not checked. Deviations, our choice: alpha and beta are read as at least 1/1024 instead of 0 (see
+MPELU), evaluation passes do not change the turn, and NaN is passed on instead of replaced by 0.
 """
 
 from typing import Any
@@ -61,10 +61,8 @@ def eelu(
     if not training:
         return mpelu(x, alpha, beta, save=save)
     seed, noisy = resolve_seed(seed, x), as_flag(noisy, x)
-    alpha, beta = (
-        at_least(learn_in_quiet_passes(align(p, x, name), noisy), SMALLEST)
-        for p, name in ((alpha, "alpha"), (beta, "beta"))
-    )
+    alpha = at_least(learn_in_quiet_passes(align(alpha, x, "alpha"), noisy), SMALLEST)
+    beta = at_least(learn_in_quiet_passes(align(beta, x, "beta"), noisy), SMALLEST)
     if backward_may_follow(x, alpha, beta):
         return apply(ScaledExponential, x, alpha, beta, seed, noisy, epsilon, keeps_output(save, True))
     return formula(x, alpha, beta, slope_noise(seed, noisy, x, epsilon))

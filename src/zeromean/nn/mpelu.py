@@ -3,8 +3,8 @@ r"""MPELU, the ELU with a learnable depth and a learnable decay, and the core th
     MPELU(x) = x for x >= 0,    alpha (e^(beta x) - 1) otherwise
 
 With e = e^(beta x): dx = alpha beta e, dalpha = sum of e - 1, dbeta = sum of alpha x e over x < 0, and dx = 1
-elsewhere. All of it follows from the output y, since e = y / alpha + 1 and x = ln(e) / beta, as long as alpha and beta are
-positive. So both are read as at least 1/1024, with the gradient passing straight through to the stored value. This
+elsewhere. All of it follows from the output y, since e = y / alpha + 1 and x = ln(e) / beta, as long as alpha and beta
+are positive. So both are read as at least 1/1024, with the gradient passing straight through to the stored value. This
 bound is our choice: the published code has none (MPELU) or 0 (EELU), where the output would forget the input and a
 parameter that arrived at zero could not leave it.
 
@@ -86,7 +86,9 @@ class ScaledExponential(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep one tensor of x's size, the parameters, and the seed."""
         x, alpha, beta, seed, noisy, ctx.epsilon, ctx.output_kept = inputs
-        ctx.save_for_backward(output if ctx.output_kept else x, alpha, beta, None if seed is None else complement(seed), noisy)
+        ctx.save_for_backward(
+            output if ctx.output_kept else x, alpha, beta, None if seed is None else complement(seed), noisy
+        )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -106,6 +108,10 @@ class ScaledExponential(torch.autograd.Function):
         return dx.to(gradient.dtype), dalpha, dbeta, None, None, None, None
 
 
+def _aligned(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    return at_least(align(alpha, x, "alpha"), SMALLEST), at_least(align(beta, x, "beta"), SMALLEST)
+
+
 def mpelu(x: Tensor, alpha: Tensor, beta: Tensor, *, save: Save = "auto") -> Tensor:
     """Multiple parametric ELU: x for x >= 0, alpha (e^(beta x) - 1) otherwise.
 
@@ -121,7 +127,7 @@ def mpelu(x: Tensor, alpha: Tensor, beta: Tensor, *, save: Save = "auto") -> Ten
     Raises:
         ValueError: If alpha or beta does not fit x.
     """
-    alpha, beta = (at_least(align(p, x, name), SMALLEST) for p, name in ((alpha, "alpha"), (beta, "beta")))
+    alpha, beta = _aligned(x, alpha, beta)
     if backward_may_follow(x, alpha, beta):
         return apply(ScaledExponential, x, alpha, beta, None, None, 0.0, keeps_output(save, True))
     return formula(x, alpha, beta)
@@ -129,7 +135,7 @@ def mpelu(x: Tensor, alpha: Tensor, beta: Tensor, *, save: Save = "auto") -> Ten
 
 def plain(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """MPELU by plain operators, for evaluation and export."""
-    return formula(x, align(alpha, x, "alpha").clamp(min=SMALLEST), align(beta, x, "beta").clamp(min=SMALLEST))
+    return formula(x, *_aligned(x, alpha, beta))
 
 
 class MPELU(torch.nn.Module):

@@ -27,7 +27,11 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """Draw a 0-d int64 seed from torch's default generator of a device, so that ``torch.manual_seed`` reproduces it."""
+    """Draw a 0-d int64 seed from torch's default generator of a device, so that ``torch.manual_seed`` reproduces it.
+
+    Compiler settings that recompute more than by default (``activation_memory_budget`` below 1,
+    ``aggressive_recomputation``) may draw it again in the backward pass, as any random number; pass a seed then.
+    """
     return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
 
 
@@ -35,12 +39,14 @@ def resolve_seed(seed: Tensor | None, x: Tensor) -> Tensor:
     """The seed to use for noise on ``x``: the given one, checked, or a fresh one.
 
     Raises:
-        ValueError: If the seed is not int64, or is neither 0-d nor of x's number of dimensions.
+        ValueError: If the seed is not int64, not on x's device, or neither 0-d nor of x's number of dimensions.
     """
     if seed is None:
         return draw_seed(x.device)
     if seed.dtype != torch.int64:
         raise ValueError(f"seed must be an int64 tensor, got {seed.dtype}: use torch.tensor(7), or seed.long()")
+    if seed.device != x.device:
+        raise ValueError(f"seed must lie on x's device {x.device}, got {seed.device}: use seed.to(x.device)")
     if seed.ndim not in (0, x.ndim):
         raise ValueError(
             f"seed must have 0 dimensions, or {x.ndim} as x has, got shape {tuple(seed.shape)}: "

@@ -1,11 +1,9 @@
 """Learnable slopes: how they lie along an input, how their gradient is summed, how they are kept positive."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from zeromean.nn.backward import apply, backward_may_follow
+from zeromean.nn.backward import backward_may_follow
 
 # Read instead of zero where a parameter must stay positive: at exactly zero the output would forget the input, and with
 # it the gradient that could bring the parameter back. A power of two well inside float16.
@@ -42,22 +40,8 @@ def sum_to(gradient: Tensor, parameter: Tensor) -> Tensor:
     return gradient.sum_to_size(parameter.shape).to(parameter.dtype)
 
 
-class _AtLeast(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(parameter: Tensor, bound: float) -> Tensor:
-        return parameter.clamp(min=bound)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
 def at_least(parameter: Tensor, bound: float) -> Tensor:
     """Read a parameter as at least ``bound``; its gradient passes straight through, so a stored value can come back."""
-    return apply(_AtLeast, parameter, bound) if backward_may_follow(parameter) else parameter.clamp(min=bound)
+    if not backward_may_follow(parameter):
+        return parameter.clamp(min=bound)
+    return torch.where(parameter < bound, bound + (parameter - parameter.detach()), parameter)

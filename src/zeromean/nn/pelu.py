@@ -57,6 +57,10 @@ class _PELU(torch.autograd.Function):
         return dx.to(gradient.dtype), da, db, None
 
 
+def _aligned(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return at_least(align(a, x, "a"), _LOWER_BOUND), at_least(align(b, x, "b"), _LOWER_BOUND)
+
+
 def pelu(x: Tensor, a: Tensor, b: Tensor, *, save: Save = "auto") -> Tensor:
     """Parametric ELU: (a / b) x for x >= 0, a (e^(x / b) - 1) otherwise.
 
@@ -72,7 +76,7 @@ def pelu(x: Tensor, a: Tensor, b: Tensor, *, save: Save = "auto") -> Tensor:
     Raises:
         ValueError: If a or b does not fit x.
     """
-    a, b = (at_least(align(p, x, name), _LOWER_BOUND) for p, name in ((a, "a"), (b, "b")))
+    a, b = _aligned(x, a, b)
     if backward_may_follow(x, a, b):
         return apply(_PELU, x, a, b, keeps_output(save, True))
     return _formula(x, a, b)
@@ -115,8 +119,7 @@ class PELU(torch.nn.Module):
         """Apply `pelu` to each element."""
         if self.training:
             return pelu(x, self.a, self.b, save=self.save)
-        a, b = (align(p, x, name).clamp(min=_LOWER_BOUND) for p, name in ((self.a, "a"), (self.b, "b")))
-        return _formula(x, a, b)
+        return _formula(x, *_aligned(x, self.a, self.b))
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -8,8 +8,9 @@ the weight learns; in evaluation k = 1. The slope may take any sign, so by defau
 pass: 4 bytes an element in bfloat16 together with the next layer's copy of the output. Whoever knows that the slope
 stays positive may choose save="output" and halve that.
 
-Sources: He et al., "Delving deep into rectifiers", ICCV 2015 (PReLU); Jiang et al., 2018 (EPReLU; definition, initial
-slope 0.1 and epsilon 0.4 from a later public implementation, recalled, not checked against the paper).
+Sources: He et al., "Delving deep into rectifiers", ICCV 2015 (PReLU; initial slope 0.25 recalled, not checked against
+the paper); Jiang et al., 2018 (EPReLU; definition, initial slope 0.1 and epsilon 0.4 from a later public
+implementation, not checked against the paper).
 """
 
 from typing import Any
@@ -52,7 +53,9 @@ class _LearnableSlope(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, seed, noisy, ctx.epsilon, ctx.output_kept = inputs
-        ctx.save_for_backward(output if ctx.output_kept else x, weight, None if seed is None else complement(seed), noisy)
+        ctx.save_for_backward(
+            output if ctx.output_kept else x, weight, None if seed is None else complement(seed), noisy
+        )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,8 +7,8 @@ In evaluation a = (lower + upper) / 2 and k = 1. The backward pass keeps the out
 the slopes again; RReLU keeps its input where lower <= 0, as the output's sign tells nothing then.
 
 Sources: Xu et al., "Empirical evaluation of rectified activations in convolutional network", 2015 (RReLU; bounds 1/8
-and 1/3 as in PyTorch); Jiang et al., 2018 (EReLU; definition and epsilon 0.4 from a later public implementation, recalled,
-not checked against the paper).
+and 1/3 as in PyTorch, recalled, not checked against the paper); Jiang et al., 2018 (EReLU; definition and epsilon 0.4
+from a later public implementation, not checked against the paper).
 """
 
 from typing import Any

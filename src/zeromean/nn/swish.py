@@ -49,7 +49,7 @@ class _Swish(torch.autograd.Function):
         kept, beta = ctx.saved_tensors
         x, wide = widen(kept), widen(gradient)
         s = torch.sigmoid(x * beta)
-        bend = x * s * torch.sigmoid(-x * beta)
+        bend = x * s * (1 - s)
         dx = (wide * (s + beta * bend)).to(gradient.dtype)
         return dx, sum_to(wide * (x * bend), beta) if ctx.needs_input_grad[1] else None
 

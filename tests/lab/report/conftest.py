@@ -46,8 +46,16 @@ def hostile_file(study_folder: StudyFolder) -> Path:
     plan = study.plan()
     assert plan is not None
     arms = [{**arm, "label": f"{arm['label']} {HOSTILE}"} for arm in plan["arms"]]
-    texts = {"study": HOSTILE + "x" * 300, "command": HOSTILE, "created": HOSTILE, "versions": {HOSTILE: HOSTILE, "zeromean": HOSTILE}}
-    machine = {"device": {**plan["device"], "name": HOSTILE, "platform": HOSTILE}, "git": {"commit": HOSTILE, "dirty": False}}
+    texts = {
+        "study": HOSTILE + "x" * 300,
+        "command": HOSTILE,
+        "created": HOSTILE,
+        "versions": {HOSTILE: HOSTILE, "zeromean": HOSTILE},
+    }
+    machine = {
+        "device": {**plan["device"], "name": HOSTILE, "platform": HOSTILE},
+        "git": {"commit": HOSTILE, "dirty": False},
+    }
     recipe = {**plan["recipe"], "name": HOSTILE, "title": HOSTILE, "source": HOSTILE}
     data = {**plan["data"], "name": HOSTILE, "source": HOSTILE, "checksums": {HOSTILE: HOSTILE}}
     study.write_plan({**plan, **texts, **machine, "arms": arms, "recipe": recipe, "data": data})

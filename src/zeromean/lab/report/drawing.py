@@ -29,8 +29,8 @@ def colour(index: int) -> str:
 
 
 def dash(index: int) -> Sequence[int]:
-    """Of its lines, so that colour is not the only difference."""
-    return DASHES[index % COLOURS]
+    """Of its lines, so that colour is not the only difference; a colour that comes round has another dash."""
+    return DASHES[(index + index // COLOURS) % len(DASHES)]
 
 
 def data(rows: Sequence[Mapping[str, Any]]) -> alt.InlineData:
