@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test check clean
 
 demo: .venv/ready
-	$(BIN)/zeromean compare digits-mlp8 --activations elu relu leaky_relu shifted_relu --seeds 10
+	$(BIN)/zeromean compare digits-mlp8
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -2,8 +2,8 @@
 
     python benchmarks/mnist_findings.py STUDY ... --record DIR
 
-Each STUDY is the folder of a ``mnist-mlp8`` or ``mnist-autoencoder`` comparison. DIR gets ``results.jsonl`` (a row a run)
-and ``verdicts.md``. What is tested was fixed before the runs: for the 8 x 128 network, ELU against every other arm in
+Each STUDY is the folder of a ``mnist-mlp8`` or ``mnist-autoencoder`` comparison. DIR gets ``results.jsonl`` (a row a
+run) and ``verdicts.md``. What is tested was fixed before the runs. For the 8 x 128 network, ELU against each other arm:
 
 1. distance of the mean activation from zero: the absolute median over units of the unit's mean activation on the fixed
    training subset, averaged over the hidden layers and over all epochs (the paper plots this median by epoch);

@@ -1,5 +1,6 @@
 """The command line, end to end on the embedded digits, killed and continued."""
 
+import contextlib
 import csv
 import io
 import os
@@ -12,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from zeromean.lab.cli import main
+from zeromean.lab.progress import Bar
 
 SMALL = ["digits-mlp8", "hidden=16,16", "probe_samples=50"]
 ARMS = ["--activations", "elu", "relu", "eelu"]
@@ -45,7 +48,7 @@ def test_compare_ends_with_a_verdict_and_the_reports_path(zeromean: Zeromean, tm
     assert "smallest possible p-value" in out
     assert "report.html" in out
     study = tmp_path / "runs" / "digits-mlp8"
-    rows = list(csv.DictReader(io.StringIO((study / "summary.csv").read_text())))
+    rows = rows_of(study)
     assert len(rows) == 9
     assert {row["status"] for row in rows} == {"ok"}
     assert (study / "elu" / "seed-002" / "model.safetensors").exists()
@@ -117,11 +120,17 @@ def test_bad_words_are_refused_with_a_remedy(
     assert not (tmp_path / "runs").exists()
 
 
+def rows_of(study: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((study / "summary.csv").read_text())))
+
+
 def spawn(folder: Path, *words: str) -> "subprocess.Popen[str]":
     code = "from zeromean.lab.cli import main; main()"
     command = [sys.executable, "-W", "error", "-c", code, *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=folder, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def wait_for_epoch(study: Path, epoch: int) -> None:
@@ -157,13 +166,15 @@ def test_a_damaged_result_is_told_and_repeated(tmp_path: Path, zeromean: Zeromea
     words = ["compare", *SMALL, "epochs=2", *ARMS, "--seeds", "2", "--name", "study"]
     zeromean(*words)
     study = tmp_path / "runs" / "study"
-    before = (study / "summary.csv").read_bytes()
+    before = rows_of(study)
     result = study / "relu" / "seed-001" / "result.json"
     result.write_text(result.read_text()[:100])
     out = zeromean(*words)
     assert "damaged" in out
     assert "the run repeated" in out
-    assert (study / "summary.csv").read_bytes() == before
+    repeated = rows_of(study)
+    assert [row for row in repeated if row["arm"] != "relu"] == [row for row in before if row["arm"] != "relu"]
+    assert float(repeated[3]["train_loss"]) == pytest.approx(float(before[3]["train_loss"]), rel=1e-5)
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_continue(tmp_path: Path) -> None:
@@ -176,11 +187,29 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_continue(tmp_path: Path) -> None:
     assert "Traceback" not in out
 
 
+def test_ctrl_c_counts_even_where_a_destructor_swallows_it() -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with Bar(Console(file=io.StringIO())) as bar:
+        on_epoch = bar.progress.stage("final", 3)
+        on_epoch(0, 1)
+        swallows = Swallows()
+        del swallows
+        with pytest.raises(KeyboardInterrupt):
+            on_epoch(1, 1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_full_disk_ends_cleanly_and_says_how_to_continue(
     zeromean: Zeromean, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["compare", *SMALL, "epochs=2", *ARMS, "--seeds", "2", "--name", "study"]
-    sync, calls = os.fsync, []
+    sync = os.fsync
+    calls: list[int] = []
 
     def full(descriptor: int) -> None:
         calls.append(descriptor)

@@ -126,7 +126,8 @@ def test_an_arm_that_always_diverges_cannot_be_tuned(tmp_path: Path) -> None:
 
 
 def test_damage_is_told_and_mended(tmp_path: Path) -> None:
-    study, run, told = Study(tmp_path), Run("elu", "elu", 0.1, 0), []
+    study, run = Study(tmp_path), Run("elu", "elu", 0.1, 0)
+    told: list[str] = []
     study.finish(run, {"status": "ok"}, None)
     (tmp_path / run.folder / "result.json").write_text("{")
     (tmp_path / "checkpoint-final.safetensors").write_bytes(b"no")

@@ -61,7 +61,9 @@ def test_bad_override(text: str, message: str) -> None:
         override(find("digits-mlp8"), [text])
 
 
-@pytest.mark.parametrize("text", ["leaky_relu:0.1", "leaky_relu(0.1)", "leaky_relu:negative_slope=0.1", " LEAKY_RELU:.1"])
+@pytest.mark.parametrize(
+    "text", ["leaky_relu:0.1", "leaky_relu(0.1)", "leaky_relu:negative_slope=0.1", " LEAKY_RELU:.1"]
+)
 def test_spellings_of_one_activation(text: str) -> None:
     arm = parse(text)
     assert arm == Activation("leaky_relu", (("negative_slope", 0.1),))

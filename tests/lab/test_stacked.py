@@ -97,10 +97,10 @@ def test_building_a_network_leaves_the_global_generator_alone() -> None:
 
 
 def test_initial_weights_have_the_stated_variance() -> None:
-    he, own = (mlp((500, 400, 2), parse("elu"), seed=0, initialization=kind) for kind in ("he", "activation"))  # type: ignore[arg-type]
-    assert he[0].weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.01)  # type: ignore[union-attr, operator]
-    assert own[0].weight.std().item() == pytest.approx(zmnn.gain("elu") / 500**0.5, rel=0.01)  # type: ignore[union-attr, operator]
-    assert not he[0].bias.any()  # type: ignore[union-attr, operator]
+    he, own = (mlp((500, 400, 2), parse("elu"), seed=0, initialization=kind) for kind in ("he", "activation"))
+    assert he.get_parameter("0.weight").std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.01)
+    assert own.get_parameter("0.weight").std().item() == pytest.approx(zmnn.gain("elu") / 500**0.5, rel=0.01)
+    assert not he.get_parameter("0.bias").any()
 
 
 def test_networks_that_differ_cannot_be_stacked() -> None:

@@ -70,7 +70,9 @@ def test_alone_and_together_agree(tmp_path: Path) -> None:
     for run in RUNS:
         train(recipe(), [run], splits(), alone, device=CPU)
     for one, other in zip(results(together, RUNS), results(alone, RUNS), strict=True):
-        assert one == {key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value for key, value in other.items()}
+        assert one == {
+            key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value for key, value in other.items()
+        }
 
 
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
@@ -82,31 +84,35 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     assert len(set(losses)) == len(losses)
 
 
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
 @pytest.mark.parametrize("killed_after", [0, 1, 2])
 def test_a_killed_training_continues_to_the_same_numbers(tmp_path: Path, killed_after: int) -> None:
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(epoch: int, runs: int) -> None:
         if epoch == killed_after:
-            raise Killed
+            raise KilledError
 
     whole, cut = Study(tmp_path / "whole"), Study(tmp_path / "cut")
     train(recipe(), RUNS, splits(), whole, device=CPU)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(recipe(), RUNS, splits(), cut, device=CPU, on_epoch=kill)
     seen: list[int] = []
     train(recipe(), RUNS, splits(), cut, device=CPU, on_epoch=lambda epoch, runs: seen.append(epoch))
     assert seen[0] == killed_after
     assert results(cut, RUNS) == results(whole, RUNS)
-    drop = lambda rows: [{key: value for key, value in row.items() if key != "seconds"} for row in rows]  # noqa: E731
-    assert all(drop(cut.metrics(run)) == drop(whole.metrics(run)) for run in RUNS)
+    assert all(untimed(cut.metrics(run)) == untimed(whole.metrics(run)) for run in RUNS)
 
 
 def test_a_kill_between_two_results_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = Study(tmp_path / "whole"), Study(tmp_path / "cut")
     train(recipe(), RUNS, splits(), whole, device=CPU)
-    finish, written = Study.finish, []
+    finish = Study.finish
+    written: list[Run] = []
 
     def die(self: Study, run: Run, result: dict[str, Any], weights: Any) -> None:
         if len(written) == 3:

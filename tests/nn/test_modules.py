@@ -123,8 +123,8 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
         lambda: zm.functional.rrelu(X.to("meta"), training=True, seed=torch.tensor(1)),
         "seed must lie on x's device meta",
     ),
-    (lambda: zm.nn.by_name("leakyrelu"), "no activation is called 'leakyrelu': did you mean 'leaky_relu'"),
-    (lambda: zm.nn.by_name("qqq"), "no activation is called 'qqq': Choose one of elu, selu"),
+    (lambda: zm.nn.by_name("leakyrelu"), "unknown activation 'leakyrelu': did you mean 'leaky_relu'"),
+    (lambda: zm.nn.by_name("qqq"), "unknown activation 'qqq': Choose one of elu, selu"),
     (lambda: zm.gain("elu", "sideways"), "kind must be one of forward, backward, variance, got 'sideways'"),  # type: ignore[arg-type]
     (lambda: zm.init_(nn.ReLU(), "elu"), "ReLU holds no linear or convolution layer"),
 ]

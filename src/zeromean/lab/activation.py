@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 import zeromean.nn as zmnn
-from zeromean.lab.recipes.recipe import nearest
+from zeromean.spelling import nearest
 
 _SPELLING = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<colon>.+)|\((?P<parens>.*)\))?")
 
@@ -77,7 +77,9 @@ def _settings(name: str, text: str) -> tuple[tuple[str, float], ...]:
             key, value = (known[position] if position < len(known) else "?"), part
         key = key.strip()
         if key not in known:
-            raise ValueError(f"{name} has no setting {key!r} in {text!r}: {nearest(key, known) if known else 'it has none'}")
+            raise ValueError(
+                f"{name} has no setting {key!r} in {text!r}: {nearest(key, known) if known else 'it has none'}"
+            )
         try:
             found[key] = float(value)
         except ValueError:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -77,7 +78,9 @@ def compare(
         dry_run: print the plan and stop.
     """
     chosen = override(find(recipe), overrides)
-    plan = make(chosen, activations, seeds=seeds or chosen.seeds, tune=tune, baseline=baseline, name=name)
+    plan = make(
+        chosen, activations, seeds=chosen.seeds if seeds is None else seeds, tune=tune, baseline=baseline, name=name
+    )
     _execute(plan, runs, device, checkpoint_every, dry_run)
 
 
@@ -108,9 +111,9 @@ def run(
         dry_run: print the plan and stop.
     """
     chosen = override(find(recipe), overrides)
-    plan = make(chosen, [activation or chosen.activations[0]], seeds=1, first_seed=seed, name="single")
-    study = name or f"{chosen.name}-{plan.arms[0].name}-seed{seed}"
-    _execute(make(chosen, [plan.arms[0].activation], seeds=1, first_seed=seed, name=study), runs, device, checkpoint_every, dry_run)
+    plan = make(chosen, [activation or chosen.activations[0]], seeds=1, first_seed=seed)
+    study = replace(plan, study=name or f"{chosen.name}-{plan.arms[0].name}-seed{seed}")
+    _execute(study, runs, device, checkpoint_every, dry_run)
 
 
 def report(study: Positional[Path]) -> None:
@@ -188,7 +191,7 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., Any]] = {
     "ls": ls,
     "show": show,
     "compare": compare,
@@ -222,5 +225,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(message: str) -> None:
     Console(stderr=True, highlight=False, markup=False).print(f"error: {message}", style="bold red", soft_wrap=True)
     sys.exit(2)
-
-

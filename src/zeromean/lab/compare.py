@@ -76,7 +76,13 @@ def exclusive(study: Study) -> Iterator[None]:
 
 
 def run(
-    plan: Plan, study: Study, dataset: data.Dataset, *, device: torch.device, progress: Progress, checkpoint_every: int = 1
+    plan: Plan,
+    study: Study,
+    dataset: data.Dataset,
+    *,
+    device: torch.device,
+    progress: Progress,
+    checkpoint_every: int = 1,
 ) -> None:
     """Bring the study to its end, training only what has no result yet.
 
@@ -139,10 +145,17 @@ def choose(plan: Plan, study: Study) -> dict[str, float]:
     """
     arms: dict[str, Any] = {}
     for arm in plan.arms:
-        grid = []
+        grid: list[dict[str, Any]] = []
         for rate in plan.recipe.tuning_grid:
-            results = [study.result(run) for run in plan.tuning_runs() if run.arm == arm.name and run.learning_rate == rate]
-            grid.append({"learning_rate": rate, "validation_errors": [result and result["validation_error"] for result in results]})
+            results = [
+                study.result(run) for run in plan.tuning_runs() if run.arm == arm.name and run.learning_rate == rate
+            ]
+            grid.append(
+                {
+                    "learning_rate": rate,
+                    "validation_errors": [result and result["validation_error"] for result in results],
+                }
+            )
         sound = [point for point in grid if None not in point["validation_errors"]]
         if not sound:
             raise ValueError(f"{arm.label} diverged at every learning rate of the grid: extend tuning_grid downwards")

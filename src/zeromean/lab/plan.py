@@ -24,7 +24,7 @@ from zeromean.lab import data
 from zeromean.lab.activation import Activation, parse
 from zeromean.lab.recipes.recipe import Recipe, Task
 from zeromean.lab.store import Run
-from zeromean.lab.train import Samples, Splits, Steps, build
+from zeromean.lab.train import Samples, Splits, Steps, build, watch
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Plan:
     def decided(self) -> dict[str, Any]:
         """The part of ``plan.json`` that must not change between sessions of one study."""
         recipe = {**asdict(self.recipe), "error_unit": self.recipe.error_unit}
-        return _plain(
+        return _plain_dict(
             {
                 "study": self.study,
                 "recipe": recipe,
@@ -123,7 +123,9 @@ def make(
     """
     parsed = [parse(text) for text in activations or recipe.activations]
     if len({arm.text for arm in parsed}) < len(parsed):
-        raise ValueError(f"every arm must be named once, got {', '.join(arm.text for arm in parsed)}: remove the repeats")
+        raise ValueError(
+            f"every arm must be named once, got {', '.join(arm.text for arm in parsed)}: remove the repeats"
+        )
     if seeds < 1 or first_seed < 0 or first_seed + seeds > 2**16:
         raise ValueError(f"seeds must lie between 0 and 65535 and be at least one, got {seeds} from {first_seed}")
     reference = _baseline(parsed, baseline, recipe)
@@ -135,7 +137,9 @@ def make(
         arms += [Arm(arm.slug + suffix, arm.label + note, arm.text, rate) for arm in parsed]
         comparisons += [(arm.slug + suffix, reference.slug + suffix) for arm in parsed if arm != reference]
     arms.sort(key=lambda arm: [one.text for one in parsed].index(arm.activation))
-    return Plan(name or recipe.name, recipe, tuple(arms), tuple(comparisons), tuple(range(first_seed, first_seed + seeds)), tune)
+    return Plan(
+        name or recipe.name, recipe, tuple(arms), tuple(comparisons), tuple(range(first_seed, first_seed + seeds)), tune
+    )
 
 
 def _baseline(arms: list[Activation], baseline: str | None, recipe: Recipe) -> Activation:
@@ -153,7 +157,10 @@ def splits(recipe: Recipe, dataset: data.Dataset, *, tuning: bool) -> Splits:
     train, test = _samples(recipe.task, dataset)
     validation = None
     if held_out:
-        kept, out = data.split_validation(dataset.train_labels, held_out)
+        try:
+            kept, out = data.split_validation(dataset.train_labels, held_out)
+        except ValueError as error:
+            raise ValueError(f"{'tuning_validation' if tuning else 'validation'}={held_out}: {error}") from error
         train, validation = train.take(kept), train.take(out)
     probe = train.take(torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: recipe.probe_samples])
     return Splits(train, probe, validation, None if tuning else test)
@@ -169,19 +176,28 @@ def _samples(task: Task, dataset: data.Dataset) -> tuple[Samples, Samples]:
 def estimate_seconds(plan: Plan, dataset: data.Dataset, device: torch.device) -> float:
     """Training time of the whole study, from a few timed steps of each stage's real stacked network."""
     stages = [(plan.tuning_runs(), True), (plan.runs(dict.fromkeys((arm.name for arm in plan.arms), 0.01)), False)]
-    return sum(_stage_seconds(plan.recipe, runs, splits(plan.recipe, dataset, tuning=tuning), device) for runs, tuning in stages if runs)
+    return sum(
+        _stage_seconds(plan.recipe, runs, splits(plan.recipe, dataset, tuning=tuning), device)
+        for runs, tuning in stages
+        if runs
+    )
 
 
 def _stage_seconds(recipe: Recipe, runs: list[Run], parts: Splits, device: torch.device) -> float:
-    count = min(len(parts.train) // recipe.batch_size, 5 if device.type == "cpu" else 200)
-    short = count * recipe.batch_size
-    sample = Samples(parts.train.inputs[:short], parts.train.targets[:short]).to(device) if short else parts.train
+    batches = len(parts.train) // recipe.batch_size
+    parts = parts.to(device)
+    timed = min(batches, 5 if device.type == "cpu" else 200) * recipe.batch_size
     idle = [replace(run, learning_rate=0.0) for run in runs]
-    steps = Steps(recipe, idle, build(recipe, idle, parts.train).to(device), sample)
+    network = build(recipe, idle, parts.train).to(device)
+    steps = Steps(recipe, idle, network, parts.train.take(torch.arange(timed or len(parts.train), device=device)))
     steps.epoch(0)
     started = time.perf_counter()
-    float(steps.epoch(1).sum())
-    return (time.perf_counter() - started) / steps.count * (len(parts.train) // recipe.batch_size) * recipe.epochs
+    losses = steps.epoch(1)
+    losses.sum().item()
+    stepped = time.perf_counter()
+    watch(network, recipe.task, parts, losses)
+    watched = time.perf_counter()
+    return recipe.epochs * ((stepped - started) / steps.count * batches + watched - stepped)
 
 
 def describe(plan: Plan, dataset: data.Dataset, device: torch.device, seconds: float) -> dict[str, Any]:
@@ -191,7 +207,7 @@ def describe(plan: Plan, dataset: data.Dataset, device: torch.device, seconds: f
     detectable = stats.smallest_detectable_difference(
         len(plan.seeds), plan.recipe.expected_sd, comparisons=max(1, len(plan.comparisons))
     )
-    return _plain(
+    return _plain_dict(
         {
             **plan.decided(),
             "budget": {
@@ -203,7 +219,11 @@ def describe(plan: Plan, dataset: data.Dataset, device: torch.device, seconds: f
             "detectable_difference": round(detectable, 4) if detectable != float("inf") else None,
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "versions": {"zeromean": zeromean.__version__, "python": platform.python_version(), "torch": torch.__version__},
+            "versions": {
+                "zeromean": zeromean.__version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+            },
             "device": device_facts(device),
             "git": git_state(),
             "data": {
@@ -234,6 +254,7 @@ def _processor() -> str:
 
 def git_state() -> dict[str, Any] | None:
     """Commit and cleanness of the repository that we run in, or None outside of one."""
+
     def ask(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
@@ -243,8 +264,12 @@ def git_state() -> dict[str, Any] | None:
         return None
 
 
-def _plain(value: Any) -> Any:
+def _plain_dict(facts: dict[str, Any]) -> dict[str, Any]:
     """As JSON would give it back: tuples are lists."""
+    return {key: _plain(value) for key, value in facts.items()}
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

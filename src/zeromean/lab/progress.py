@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +15,10 @@ from zeromean.lab.train import OnEpoch
 
 
 class Bar:
-    """A context in which :attr:`progress` draws on the console; a line every so often where that is no terminal."""
+    """A context in which :attr:`progress` draws on the console; a line every so often where that is no terminal.
+
+    Ctrl-C raises ``KeyboardInterrupt`` at once, and again after the epoch where a destructor has swallowed the first.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -26,24 +30,38 @@ class Bar:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.progress = compare.Progress(say=console.print, stage=self._stage)
+        self.progress = compare.Progress(say=self._say, stage=self._stage)
 
     def __enter__(self) -> Bar:
+        self._interrupted = False
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)
 
     def _stage(self, stage: Stage, epochs: int) -> OnEpoch:
         task = self._bar.add_task("tuning" if stage == "tuning" else "training", total=epochs, rate="")
         clock = _Clock()
 
         def on_epoch(epoch: int, runs: int) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
             rate = clock.rate(epoch, runs)
             self._bar.update(task, completed=epoch, rate=f"{runs} runs together{rate}")
             if not self._console.is_terminal and clock.due(epoch, epochs):
-                self._console.print(f"{stage}: epoch {epoch} of {epochs}, {runs} runs together{rate}{clock.left(epoch, epochs)}")
+                self._say(f"{stage}: epoch {epoch} of {epochs}, {runs} runs together{rate}{clock.left(epoch, epochs)}")
 
         return on_epoch
 

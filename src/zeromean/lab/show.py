@@ -15,10 +15,10 @@ import zeromean.nn as zmnn
 from zeromean.lab.activation import parse
 from zeromean.lab.data import describe, load
 from zeromean.lab.recipes import RECIPES, find
-from zeromean.lab.recipes.recipe import nearest
 from zeromean.lab.store import Study
 from zeromean.lab.summary import Summary, to_tables
 from zeromean.lab.summary import load as load_summary
+from zeromean.spelling import nearest
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -42,7 +42,7 @@ def activations() -> Table:
     table = _table("Activations (mean output and gain for a unit Gaussian input)", "name", "module", "mean", "gain")
     for name, module in zmnn.ACTIVATIONS.items():
         found = zmnn.moments(module())
-        table.add_row(name, module.__name__, f"{found.mean:+.4f}", f"{found.second_moment**-0.5:.4f}")
+        table.add_row(name, module.__name__, f"{found.mean:+.4f}", f"{found.second**-0.5:.4f}")
     return table
 
 
@@ -55,7 +55,9 @@ def page(target: str) -> RenderableType:
     name = target.partition(":")[0].partition("(")[0]
     if name in zmnn.ACTIVATIONS:
         return _activation(target)
-    raise ValueError(f"{target!r} is no recipe, activation or study folder: {nearest(target, [*RECIPES, *zmnn.ACTIVATIONS])}")
+    raise ValueError(
+        f"{target!r} is no recipe, activation or study folder: {nearest(target, [*RECIPES, *zmnn.ACTIVATIONS])}"
+    )
 
 
 def _recipe(name: str) -> Table:
@@ -70,7 +72,9 @@ def _recipe(name: str) -> Table:
 def _activation(text: str) -> RenderableType:
     activation = parse(text)
     found = zmnn.moments(activation.build())
-    facts = f"unit Gaussian input: mean {found.mean:+.4f}, variance {found.variance:.4f}, second moment {found.second_moment:.4f}"
+    facts = (
+        f"unit Gaussian input: mean {found.mean:+.4f}, variance {found.variance:.4f}, second moment {found.second:.4f}"
+    )
     doc = inspect.getdoc(zmnn.ACTIVATIONS[activation.name]) or ""
     return Group(Text(activation.label, style="bold"), Text(doc), Text(facts))
 
@@ -94,11 +98,14 @@ def plan(facts: dict[str, Any], study: Study) -> RenderableType:
         rate = "tuned" if arm["learning_rate"] is None else f"{arm['learning_rate']:g}"
         table.add_row(arm["label"], arm["activation"], rate, str(len(facts["seeds"])))
     lines = [
-        f"{budget['runs']} runs of {recipe['epochs']} epochs each on {facts['device']['kind']} ({facts['device']['name']}); "
+        f"{budget['runs']} runs of {recipe['epochs']} epochs each on {facts['device']['kind']} "
+        f"({facts['device']['name']}); "
         f"training takes about {_duration(budget['seconds_estimate'])}"
     ]
     if facts["tune"]:
-        lines.append(f"tuning: {budget['tuning_runs_per_arm']} runs per arm over {recipe['tuning_grid']}, the same for every arm")
+        lines.append(
+            f"tuning: {budget['tuning_runs_per_arm']} runs per arm over {recipe['tuning_grid']}, the same for every arm"
+        )
     lines.append(_detectable(facts))
     return Group(table, Text("\n".join(lines)))
 
@@ -128,5 +135,7 @@ def _duration(seconds: float) -> str:
 
 def results(summary: Summary) -> RenderableType:
     """Verdicts and the table of arms."""
-    words = "\n".join(word for word in (*summary.sentences, summary.progress, summary.exclusions, summary.edges) if word)
+    words = "\n".join(
+        word for word in (*summary.sentences, summary.progress, summary.exclusions, summary.edges) if word
+    )
     return Group(Text(words), *to_tables(summary))

@@ -106,7 +106,9 @@ class Study:
         try:
             plan = json.loads(file.read_text())
             if plan["format"] != FORMAT:
-                raise DamagedFileError(f"{file} has format {plan['format']}, this version reads {FORMAT}: use another folder")
+                raise DamagedFileError(
+                    f"{file} has format {plan['format']}, this version reads {FORMAT}: use another folder"
+                )
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DamagedFileError):
                 raise
@@ -134,7 +136,9 @@ class Study:
         lines = file.read_text().split("\n")[:epochs] if file.exists() else []
         kept = [line for line in lines if line]
         if len(kept) < epochs:
-            raise DamagedFileError(f"{file} holds {len(kept)} epochs, its checkpoint {epochs}: delete the study's checkpoint")
+            raise DamagedFileError(
+                f"{file} holds {len(kept)} epochs, its checkpoint {epochs}: delete the study's checkpoint"
+            )
         write_whole(file, "".join(line + "\n" for line in kept).encode())
 
     def metrics(self, run: Run) -> list[dict[str, Any]]:
@@ -145,7 +149,9 @@ class Study:
         try:
             return [json.loads(line) for line in file.read_text().splitlines()]
         except ValueError as error:
-            raise DamagedFileError(f"{file} is damaged ({error}): delete {file.parent} and run the study again") from error
+            raise DamagedFileError(
+                f"{file} is damaged ({error}): delete {file.parent} and run the study again"
+            ) from error
 
     def finish(self, run: Run, result: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
         """Write the weights, then the result, after which the run counts as done."""
@@ -200,7 +206,9 @@ class Study:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 return tensors, json.loads(opened.metadata()["state"])
         except (SafetensorError, ValueError, KeyError) as error:
-            raise DamagedFileError(f"{file} is damaged ({error}): delete it; its unfinished runs start again") from error
+            raise DamagedFileError(
+                f"{file} is damaged ({error}): delete it; its unfinished runs start again"
+            ) from error
 
     def drop_checkpoint(self, stage: Stage) -> None:
         """Remove the stage's checkpoint, if any."""

@@ -432,16 +432,21 @@ def _pad(cell: str, width: int, left: bool) -> str:
 
 
 def to_tables(summary: Summary) -> list[Table]:
-    """The tables of arms and comparisons for a terminal, drawn by rich."""
+    """The tables of arms and comparisons for a terminal of 80 columns, drawn by rich."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    unseen = {"pairs", "p", "P(better)"} | ({"failed"} if not summary.count("failed") else set())
+    short = {"learning rate": "lr", f"mean {summary.metric} ({summary.unit})": f"mean error ({summary.unit})"}
     tables = []
-    for (head, rows), left in ((arm_table(summary), 2), (comparison_table(summary), 1)):
-        table = Table()
-        for column, title in enumerate(head):
+    for (head, rows), left in ((arm_table(summary), 1), (comparison_table(summary), 1)):
+        shown = [column for column, title in enumerate(head) if title not in unseen]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+        for column in shown:
+            title = short.get(head[column], head[column])
             table.add_column(Text(title), justify="left" if column < left else "right")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(row[column]) for column in shown))
         tables += [table] if rows else []
     return tables

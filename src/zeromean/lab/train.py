@@ -55,6 +55,11 @@ class Splits:
     validation: Samples | None
     test: Samples | None
 
+    def to(self, device: torch.device) -> Splits:
+        """On that device."""
+        validation, test = (part and part.to(device) for part in (self.validation, self.test))
+        return Splits(self.train.to(device), self.probe.to(device), validation, test)
+
 
 OnEpoch = Callable[[int, int], None]
 
@@ -109,7 +114,7 @@ def _train_stack(
     checkpoint_every: int,
 ) -> None:
     torch.set_float32_matmul_precision("high" if recipe.precision == "tf32" else "highest")
-    splits = Splits(*(part and part.to(device) for part in (splits.train, splits.probe, splits.validation, splits.test)))  # type: ignore[arg-type]
+    splits = splits.to(device)
     network = build(recipe, runs, splits.train).to(device)
     steps = Steps(recipe, runs, network, splits.train)
 
@@ -118,7 +123,7 @@ def _train_stack(
     for epoch in range(done, recipe.epochs):
         started = time.perf_counter()
         losses = steps.epoch(epoch)
-        rows = _watch(network, recipe.task, splits, losses)
+        rows = watch(network, recipe.task, splits, losses)
         spent += time.perf_counter() - started
         for position, row in enumerate(rows):
             if diverged[position] is None and row["train_loss"] is None:
@@ -156,7 +161,9 @@ class Steps:
         self.recipe, self.network, self.samples = recipe, network, samples
         self.count = len(samples) // recipe.batch_size
         if self.count == 0:
-            raise ValueError(f"batch_size {recipe.batch_size} exceeds the {len(samples)} training samples: make it smaller")
+            raise ValueError(
+                f"batch_size {recipe.batch_size} exceeds the {len(samples)} training samples: make it smaller"
+            )
         device = samples.inputs.device
         self.seeds = torch.tensor([run.seed for run in runs], device=device)
         self.rates = torch.tensor([run.learning_rate for run in runs], device=device).view(-1, 1, 1)
@@ -184,7 +191,7 @@ class Steps:
             self.network.set_seeds(noise_seeds(self.seeds, self.network.hidden_layers, self.first + self.step))
         outputs = self.network.descend(batch.inputs, self.rates)
         losses = loss_of_each(self.recipe.task, outputs, batch.targets).mean(1)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         with torch.no_grad():
             for slope, rows in self.network.slopes():
                 assert slope.grad is not None
@@ -251,7 +258,8 @@ def mean_activations(network: StackedNetwork, samples: Samples) -> tuple[Tensor,
     return quartiles[1], quartiles[2] - quartiles[0]
 
 
-def _watch(network: StackedNetwork, task: Task, splits: Splits, losses: Tensor) -> list[dict[str, Any]]:
+def watch(network: StackedNetwork, task: Task, splits: Splits, losses: Tensor) -> list[dict[str, Any]]:
+    """What an epoch leaves in ``metrics.jsonl``, a row a run; ``losses`` are its mean training losses."""
     _, train_errors = evaluate(network, task, splits.probe)
     validation = evaluate(network, task, splits.validation)[1] if splits.validation else [math.nan] * network.runs
     medians, spreads = mean_activations(network, splits.probe)

@@ -28,7 +28,7 @@ def backward_may_follow(*tensors: Tensor) -> bool:
 
 def apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
     """Call an autograd function of one output, with a type."""
-    output: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    output: Tensor = function.apply(*inputs)
     return output
 
 

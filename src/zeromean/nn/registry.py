@@ -1,6 +1,5 @@
 """The activations by name, and the learnable ones among a model's modules."""
 
-import difflib
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from zeromean.nn.prelu import EPReLU, PReLU
 from zeromean.nn.relu import LeakyReLU, ReLU, ShiftedReLU
 from zeromean.nn.rrelu import EReLU, RReLU
 from zeromean.nn.swish import GELU, Mish, SiLU, Swish
+from zeromean.spelling import nearest
 
 ACTIVATIONS: dict[str, type[Module]] = {
     "elu": ELU,
@@ -49,9 +49,7 @@ def by_name(name: str, **kwargs: Any) -> Module:
         ValueError: If no activation has that name.
     """
     if name not in ACTIVATIONS:
-        near = difflib.get_close_matches(name.lower(), ACTIVATIONS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no activation is called {name!r}: {hint}Choose one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {name!r}: {nearest(name, ACTIVATIONS)}")
     return ACTIVATIONS[name](**kwargs)
 
 

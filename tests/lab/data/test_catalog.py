@@ -59,12 +59,12 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("mnits", ": did you mean 'mnist'?"), ("Fashion_MNIST", ": did you mean 'fashion-mnist'?"), ("imagenet", "")],
+    [("mnits", "did you mean 'mnist'? "), ("Fashion_MNIST", "did you mean 'fashion-mnist'? "), ("imagenet", "")],
 )
 def test_an_unknown_name_lists_all_and_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ValueError, match="data set") as raised:
         data.load(name)
-    assert str(raised.value) == f"data set must be one of digits, mnist, fashion-mnist, got {name!r}{hint}"
+    assert str(raised.value) == f"unknown data set {name!r}: {hint}Choose one of digits, mnist, fashion-mnist"
 
 
 def test_idx_files_become_a_data_set(tiny: IdxDataset, raw: Path, contents: dict[str, Tensor]) -> None:

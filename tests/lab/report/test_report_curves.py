@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from zeromean.lab.report import charts
 from zeromean.lab.report.curves import band, losses, of_layer, over_layers, scalar, thinned
 from zeromean.lab.store import Study
 from zeromean.lab.summary import Arm, load
@@ -68,3 +69,12 @@ def test_an_arm_that_always_diverged_has_no_curve(arm: Arm) -> None:
     lost = replace(arm, runs=(arm.runs[2],))
     assert band(lost, scalar("train_loss"), most=10) == []
     assert list(losses(lost)) == [12]
+
+
+@pytest.mark.parametrize("errors", [[], [1.0], [2.0] * 10, [1.0, 2.0, 2.0, 2.001, 3.0]])
+def test_no_dot_hides_another(errors: list[float]) -> None:
+    places = list(zip(errors, charts._stacked(errors), strict=True))
+    assert len(set(places)) == len(errors)
+    assert all(-0.5 < lift <= 0.26 for _, lift in places)
+    near = [lift for error, lift in places if abs(error - 2.0) < 0.01]
+    assert len(set(near)) == len(near)

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from zeromean.lab.data.dataset import Dataset
 from zeromean.lab.data.folder import data_root
 from zeromean.lab.data.idx import IdxFile, locate, read_idx
 from zeromean.lab.data.mnist import IdxDataset
+from zeromean.spelling import nearest
 
 State = Literal["present", "absent", "damaged"]
 _IDX = {published.name: published for published in (mnist.MNIST, mnist.FASHION_MNIST)}
@@ -62,9 +62,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
         return digits.load_digits()
     if name in _IDX:
         return mnist.load_idx(_IDX[name], data_root(root))
-    nearest = get_close_matches(name.lower(), available(), n=1)
-    hint = f": did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"data set must be one of {', '.join(available())}, got {name!r}{hint}")
+    raise ValueError(f"unknown data set {name!r}: {nearest(name, available())}")
 
 
 def describe(root: str | os.PathLike[str] | None = None) -> list[Description]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -24,7 +26,7 @@ def mlp(
             own gain. Biases are zero.
     """
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+    for fan_in, fan_out in pairwise(widths):
         layers += [nn.utils.skip_init(nn.Linear, fan_in, fan_out), activation.build()]
     network = nn.Sequential(*layers[:-1])
     with torch.random.fork_rng(devices=[]):

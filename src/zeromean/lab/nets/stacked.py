@@ -1,8 +1,8 @@
 """Many networks of one architecture trained as one.
 
-R plain ``nn.Sequential`` networks of Linear layers and activations become one network on inputs ``[R, B, F]``: a layer's
-R weights are one tensor ``[R, out, in]`` and its R products one batched product. Nothing mixes the runs: run r computes
-what its own network would, so R small networks cost the launches of one. Runs with the same activation must be
+R plain ``nn.Sequential`` networks of Linear layers and activations become one network on inputs ``[R, B, F]``: the R
+weights of a layer are one tensor ``[R, out, in]`` and its R products one batched product. Nothing mixes the runs: run r
+computes what its own network would, so R small networks cost the launches of one. Runs with the same activation must be
 neighbours; each such block applies its activation to its slice, with learnable parameters ``[r, 1, 1]``.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from zeromean.nn.backward import apply
 
 
 class StackedLinear(nn.Module):
@@ -31,8 +33,7 @@ class StackedLinear(nn.Module):
 
     def descend(self, x_rbi: Tensor, rates_r11: Tensor) -> Tensor:
         """The same, and the backward pass takes the step of gradient descent on weights and biases."""
-        result: Tensor = _Descend.apply(x_rbi, self.weight, self.bias, rates_r11)  # type: ignore[no-untyped-call]
-        return result
+        return apply(_Descend, x_rbi, self.weight, self.bias, rates_r11)
 
 
 class _Descend(torch.autograd.Function):
@@ -48,7 +49,7 @@ class _Descend(torch.autograd.Function):
         return torch.baddbmm(bias, x, weight.transpose(1, 2))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight, bias, rates = ctx.saved_tensors
         towards_input = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
@@ -72,7 +73,8 @@ class _Block(nn.Module):
             parameter.requires_grad_(False)
 
     def forward(self, x_rbf: Tensor) -> Tensor:
-        return functional_call(self.template, dict(self.slopes), (x_rbf,))  # type: ignore[no-any-return]
+        activated: Tensor = functional_call(self.template, dict(self.slopes), (x_rbf,))
+        return activated
 
 
 class StackedActivation(nn.Module):
@@ -85,12 +87,18 @@ class StackedActivation(nn.Module):
             same = list(group)
             blocks.append(_Block(same, first))
             first += len(same)
-        self.blocks = nn.ModuleList(blocks)
+        self.modules_of_blocks = nn.ModuleList(blocks)
+        self.sizes = [block.rows.stop - block.rows.start for block in blocks]
 
     def forward(self, x_rbf: Tensor) -> Tensor:
         """The activated input."""
-        parts = [block(x_rbf[block.rows]) for block in self.blocks]
+        parts = [block(part) for block, part in zip(self.blocks, x_rbf.split(self.sizes), strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @property
+    def blocks(self) -> list[_Block]:
+        """The blocks in the order of their runs."""
+        return cast("list[_Block]", list(self.modules_of_blocks))
 
     def set_seeds(self, seeds_r: Tensor) -> None:
         """Give noisy activations the seed of each run for the next forward pass."""
@@ -114,12 +122,14 @@ class StackedNetwork(nn.Module):
         super().__init__()
         shapes = {tuple(_shape(layer) for layer in network) for network in networks}
         if len(shapes) != 1:
-            raise ValueError(f"networks must have equal layers to be stacked, got {len(shapes)} kinds: stack each kind alone")
+            raise ValueError(
+                f"networks must have equal layers to be stacked, got {len(shapes)} kinds: stack each kind alone"
+            )
         self.runs = len(networks)
         layers: list[nn.Module] = []
         for same in zip(*networks, strict=True):
             linear = isinstance(same[0], nn.Linear)
-            layers.append(StackedLinear(same) if linear else StackedActivation(same))  # type: ignore[arg-type]
+            layers.append(StackedLinear(same) if linear else StackedActivation(same))
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x_rbi: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from zeromean.lab.recipes.mnist import digits_mlp8, mnist_autoencoder, mnist_mlp8
 from zeromean.lab.recipes.recipe import Recipe as Recipe
-from zeromean.lab.recipes.recipe import nearest
 from zeromean.lab.recipes.recipe import override as override
+from zeromean.spelling import nearest
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-mlp8": digits_mlp8,

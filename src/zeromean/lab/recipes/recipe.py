@@ -7,11 +7,12 @@ A recipe is made by a Python function; a variant calls that function and changes
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from zeromean.spelling import nearest
 
 Task = Literal["classification", "reconstruction"]
 Initialization = Literal["he", "activation"]
@@ -73,13 +74,17 @@ class Recipe:
         """Check what no run could survive."""
         for field in ("epochs", "batch_size", "tuning_seeds", "tuning_validation", "probe_samples", "seeds"):
             if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}: give a positive whole number")
+                raise ValueError(
+                    f"{field} must be at least 1, got {getattr(self, field)}: give a positive whole number"
+                )
         if self.validation < 0:
             raise ValueError(f"validation must be 0 or more samples, got {self.validation}: 0 trains on the whole set")
         for field in ("hidden", "learning_rates", "tuning_grid"):
             values = getattr(self, field)
             if not values or not all(0 < value < math.inf for value in values):
-                raise ValueError(f"{field} must be one or more positive numbers, got {values}: for example {field}=0.01")
+                raise ValueError(
+                    f"{field} must be one or more positive numbers, got {values}: for example {field}=0.01"
+                )
         if len(set(self.learning_rates)) < len(self.learning_rates):
             raise ValueError(f"learning_rates must differ from each other, got {self.learning_rates}: name each once")
         for field in ("task", "initialization", "precision"):
@@ -91,13 +96,6 @@ class Recipe:
     def error_unit(self) -> str:
         """The unit of every error of this recipe, as tables print it."""
         return "%" if self.task == "classification" else "1e-3"
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known one and the whole list."""
-    options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.4)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(options)}"
 
 
 def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
@@ -118,7 +116,10 @@ def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
         if not equals:
             raise ValueError(f"an override must read field=value, got {text!r}: for example epochs=20")
         if field not in hints or field in fixed:
-            raise ValueError(f"recipe {recipe.name!r} has no field {field!r} to override: {nearest(field, hints.keys() - fixed)}")
+            raise ValueError(
+                f"recipe {recipe.name!r} has no field {field!r} to override: "
+                f"{nearest(field, sorted(hints.keys() - fixed))}"
+            )
         changes[field] = _parse(field, value, hints[field])
     return dataclasses.replace(recipe, **changes)
 

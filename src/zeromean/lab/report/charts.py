@@ -45,21 +45,24 @@ def seeds(arms: Sequence[Arm], looks: Looks, title: str, decimals: int, width: W
 
 def _dots(arm: Arm, look: int, decimals: int) -> list[Row]:
     found = sorted((run.test_error, run.seed) for run in arm.runs if run.test_error is not None)
-    heights = _stacked([error for error, _ in found])
+    lifts = _stacked([error for error, _ in found])
     return [
-        {"row": arm.name, "look": look, "x": error, "lift": 0.26 - 0.19 * height}
+        {"row": arm.name, "look": look, "x": error, "lift": lift}
         | {"text": f"{arm.label}, seed {seed}: {number(error, decimals)}"}
-        for (error, seed), height in zip(found, heights, strict=True)
+        for (error, seed), lift in zip(found, lifts, strict=True)
     ]
 
 
-def _stacked(ascending: Sequence[float]) -> list[int]:
-    """Heights 0 to 3, so that dots of nearly equal values do not hide each other."""
-    heights: list[int] = []
-    for place, value in enumerate(ascending):
-        close = place > 0 and value - ascending[place - 1] < 0.02 * (ascending[-1] - ascending[0] or 1)
-        heights.append((heights[-1] + 1) % 4 if close else 0)
-    return heights
+def _stacked(ascending: Sequence[float]) -> list[float]:
+    """Nearly equal values stand on each other, closer the more there are, so that none hides another."""
+    near = 0.02 * (ascending[-1] - ascending[0] or 1) if ascending else 0.0
+    stacks: list[list[float]] = []
+    for value in ascending:
+        if stacks and value - stacks[-1][-1] < near:
+            stacks[-1].append(value)
+        else:
+            stacks.append([value])
+    return [0.26 - min(0.19, 0.62 / len(stack)) * place for stack in stacks for place in range(len(stack))]
 
 
 def _mean(arm: Arm, look: int, decimals: int) -> Row:
