@@ -47,7 +47,7 @@ def write_study(
 ) -> Study:
     """A study of those arms x learning rates x seeds; runs named in ``diverged`` and ``missing`` are (arm, seed)."""
     recipe = digits_mlp8() if task == "classification" else mnist_autoencoder()
-    recipe = replace(recipe, epochs=epochs, learning_rates=rates, validation=validation)
+    recipe = replace(recipe, epochs=epochs, learning_rates=rates, validation=validation, expected_sd=0.5)
     several = len(rates) > 1
     planned: list[dict[str, Any]] = []
     for name in arms:
