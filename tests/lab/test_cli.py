@@ -91,6 +91,7 @@ def test_lists_and_pages(zeromean: Zeromean) -> None:
     assert "eelu" in listing
     assert "learning_rates" in zeromean("show", "mnist-mlp8")
     assert "+0.1605" in zeromean("show", "elu")
+    assert "alpha (e^(beta x) - 1)" in zeromean("show", "mpelu:alpha=1")
     assert "digits" in zeromean("data", "digits")
     assert "torch" in zeromean("doctor")
 

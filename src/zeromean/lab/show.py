@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+import zeromean
 import zeromean.nn as zmnn
 from zeromean.lab.activation import parse
 from zeromean.lab.data import describe, load
@@ -75,8 +76,10 @@ def _activation(text: str) -> RenderableType:
     facts = (
         f"unit Gaussian input: mean {found.mean:+.4f}, variance {found.variance:.4f}, second moment {found.second:.4f}"
     )
-    doc = inspect.getdoc(zmnn.ACTIVATIONS[activation.name]) or ""
-    return Group(Text(activation.label, style="bold"), Text(doc), Text(facts))
+    family = inspect.getmodule(getattr(zeromean.functional, activation.name))
+    formula = (inspect.getdoc(family) or "") if family and family.__name__.startswith("zeromean.") else ""
+    usage = inspect.getdoc(zmnn.ACTIVATIONS[activation.name]) or ""
+    return Group(Text(activation.label, style="bold"), Text(f"{formula}\n\n{usage}\n\n{facts}"))
 
 
 def data_sets(names: Sequence[str]) -> Table:
