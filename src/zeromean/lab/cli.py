@@ -217,9 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _fail(f"the disk is full ({error}): free some space; the same command continues the study")
-        raise
+        full = error.errno == errno.ENOSPC
+        remedy = (
+            "free some space; the same command continues the study" if full else "check the path and its permissions"
+        )
+        _fail(f"{'the disk is full' if full else 'the system refused'} ({error}): {remedy}")
 
 
 def _fail(message: str) -> None:

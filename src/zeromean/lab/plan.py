@@ -22,6 +22,7 @@ import torch
 import zeromean
 from zeromean.lab import data
 from zeromean.lab.activation import Activation, parse
+from zeromean.lab.nets import StackedNetwork
 from zeromean.lab.recipes.recipe import Recipe, Task
 from zeromean.lab.store import Run
 from zeromean.lab.train import Samples, Splits, Steps, build, watch
@@ -190,14 +191,19 @@ def _stage_seconds(recipe: Recipe, runs: list[Run], parts: Splits, device: torch
     idle = [replace(run, learning_rate=0.0) for run in runs]
     network = build(recipe, idle, parts.train).to(device)
     steps = Steps(recipe, idle, network, parts.train.take(torch.arange(timed or len(parts.train), device=device)))
-    steps.epoch(0)
+    watch(network, recipe.task, parts, steps.epoch(0))
+    times = [_timed(steps, network, recipe, parts) for _ in range(3)]
+    stepping, watching = (min(taken[part] for taken in times) for part in (0, 1))
+    return recipe.epochs * (stepping / steps.count * batches + watching)
+
+
+def _timed(steps: Steps, network: StackedNetwork, recipe: Recipe, parts: Splits) -> tuple[float, float]:
     started = time.perf_counter()
     losses = steps.epoch(1)
     losses.sum().item()
     stepped = time.perf_counter()
     watch(network, recipe.task, parts, losses)
-    watched = time.perf_counter()
-    return recipe.epochs * ((stepped - started) / steps.count * batches + watched - stepped)
+    return stepped - started, time.perf_counter() - stepped
 
 
 def describe(plan: Plan, dataset: data.Dataset, device: torch.device, seconds: float) -> dict[str, Any]:
