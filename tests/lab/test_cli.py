@@ -111,6 +111,9 @@ def test_lists_and_pages(zeromean: Zeromean) -> None:
         (["compare", "digits-mlp8", "validation=1437"], "validation"),
         (["show", "elux"], "did you mean 'elu'"),
         (["report", "nowhere"], "holds no study"),
+        (["compare", "digits-mlp8", "baseline=gelu"], "no arm"),
+        (["compare", "digits-mlp8", "activations="], "at least one"),
+        (["run", "digits-mlp8", "learning_rates=0.1,0.2"], "trains one network"),
         (["data", "minst"], "mnist"),
     ],
 )

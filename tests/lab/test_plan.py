@@ -138,6 +138,12 @@ def test_damage_is_told_and_mended(tmp_path: Path) -> None:
     assert study.read_checkpoint("final") is None
 
 
+def test_runs_without_a_plan_are_not_taken_over(tmp_path: Path) -> None:
+    Study(tmp_path).finish(Run("elu", "elu", 0.01, 0), {"epochs": 1}, None)
+    with pytest.raises(ValueError, match=r"has no plan\.json, but holds elu"):
+        open_study(make(DIGITS, ["elu", "relu"], seeds=1), Study(tmp_path), data.load("digits"), CPU)
+
+
 def test_two_processes_cannot_share_a_study(tmp_path: Path) -> None:
     study = Study(tmp_path / "one")
     with exclusive(study), pytest.raises(ValueError, match="another process"), exclusive(study):

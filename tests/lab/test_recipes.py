@@ -54,6 +54,8 @@ def test_override_parses_by_type() -> None:
         ("initialization=xavier", "he, activation"),
         ("validation=-1", "0 or more"),
         ("name=other", "no field 'name'"),
+        ("activations=", "at least one"),
+        ("tuning_grid=0.01,0.010000001", "differ"),
     ],
 )
 def test_bad_override(text: str, message: str) -> None:
@@ -77,15 +79,29 @@ def test_spellings_of_one_activation(text: str) -> None:
     [
         ("reluu", "did you mean 'relu'"),
         ("elu:beta=1", "no setting 'beta'"),
-        ("elu:1,2", "no setting"),
+        ("elu:1,2", "too many settings"),
+        ("elu:nan", "must be finite"),
         ("elu:big", "must be a number"),
-        ("relu:1", "it has none"),
+        ("relu:1", "too many settings.*it has none"),
         ("../elu", "name:value"),
     ],
 )
 def test_bad_activation(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(text)
+
+
+def test_settings_that_are_not_the_first_are_named_in_folder_and_label() -> None:
+    first, second, both = (parse(f"mpelu:{text}") for text in ("alpha=0.5", "beta=0.5", "beta=1,alpha=0.5"))
+    assert (first.slug, second.slug, both.slug) == ("mpelu-0.5", "mpelu-beta=0.5", "mpelu-0.5-1")
+    assert second.label == "MPELU(beta=0.5)"
+
+
+def test_an_override_shows_in_the_title() -> None:
+    recipe = find("digits-mlp8")
+    changed = override(recipe, ["hidden=16,16", "epochs=2"])
+    assert changed.title == f"{recipe.title} (epochs=2, hidden=16,16)"
+    assert override(recipe, [f"epochs={recipe.epochs}"]) == recipe
 
 
 def test_a_recipe_cannot_be_changed_in_place() -> None:

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import math
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from zeromean.lab.store import DamagedFileError, Run, Study, write_whole
 
 RUN = Run("elu", "elu", 0.01, 3)
 TUNING = Run("elu", "elu", 0.001, 3, "tuning")
-RESULT = {"status": "ok", "test_error": 1.5, "seed": 3}
+OUTCOME = {"status": "ok", "test_error": 1.5, "epochs": 1}
+PLAN = dict.fromkeys(("recipe", "arms", "comparisons", "seeds", "tune", "data", "budget", "device", "versions"), 0)
 
 
 @pytest.fixture
@@ -28,8 +31,10 @@ def test_folders(study: Study) -> None:
 def test_a_finished_run_reads_back(study: Study) -> None:
     study.begin(RUN)
     study.append_metrics(RUN, {"epoch": 1, "train_loss": 2.0})
-    study.finish(RUN, RESULT, {"0.weight": torch.eye(2)})
-    assert study.result(RUN) == RESULT
+    study.finish(RUN, OUTCOME, {"0.weight": torch.eye(2)})
+    assert study.result(RUN) == {**asdict(RUN), **OUTCOME}
+    assert study.finished(RUN) == (study.result(RUN), study.metrics(RUN))
+    assert study.finished(TUNING) is None
     assert study.metrics(RUN) == [{"epoch": 1, "train_loss": 2.0}]
     assert study.pending([RUN, TUNING]) == [TUNING]
     assert json.loads((study.path / RUN.folder / "config.json").read_text())["learning_rate"] == 0.01
@@ -46,7 +51,7 @@ def test_a_finished_run_reads_back(study: Study) -> None:
     ],
 )
 def test_a_damaged_result_is_found_and_set_aside(study: Study, damage: "type[str]") -> None:
-    study.finish(RUN, RESULT, None)
+    study.finish(RUN, OUTCOME, None)
     file = study.path / RUN.folder / "result.json"
     file.write_text(damage(file.read_text()))
     with pytest.raises(DamagedFileError, match=r"result\.json is damaged"):
@@ -81,15 +86,33 @@ def test_metrics_are_trimmed_to_the_checkpoint(study: Study) -> None:
 
 def test_a_damaged_or_foreign_plan_is_refused(study: Study) -> None:
     assert study.plan() is None
-    study.write_plan({"study": "one"})
-    assert study.plan() == {"format": 1, "study": "one"}
+    study.write_plan(PLAN)
+    assert study.plan() == {"format": 1, **PLAN}
     file = study.path / "plan.json"
     file.write_text('{"format": 9}')
     with pytest.raises(DamagedFileError, match="format 9"):
         study.plan()
-    file.write_text("{")
-    with pytest.raises(DamagedFileError, match="damaged"):
-        study.plan()
+    for text, message in (("{", "damaged"), ("[]", "damaged"), ('{"format": 1}', "lacks arms, budget")):
+        file.write_text(text)
+        with pytest.raises(DamagedFileError, match=message):
+            study.plan()
+
+
+def test_a_result_of_another_run_is_not_taken(study: Study) -> None:
+    study.finish(RUN, OUTCOME, None)
+    other = replace(RUN, learning_rate=0.02)
+    with pytest.raises(DamagedFileError, match=r"of another run \(learning_rate 0\.01, not 0\.02\)"):
+        study.result(other)
+    assert study.result(replace(RUN, learning_rate=math.nan)), "an unknown learning rate fits any"
+
+
+@pytest.mark.parametrize("text", ["", "5\n", "{}\n", '{"epoch": 2}\n', '{"epoch": 1}\n{"epoch": 1}\n', "{"])
+def test_metrics_that_do_not_fit_their_result_are_found(study: Study, text: str) -> None:
+    study.begin(RUN)
+    study.finish(RUN, OUTCOME, None)
+    (study.path / RUN.folder / "metrics.jsonl").write_text(text)
+    with pytest.raises(DamagedFileError, match="repeat the run"):
+        study.finished(RUN)
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

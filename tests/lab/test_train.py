@@ -161,6 +161,13 @@ def test_a_diverged_run_is_marked_and_harms_no_other(tmp_path: Path) -> None:
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
 
 
+def test_weights_that_blow_up_in_the_very_last_step_are_no_success(tmp_path: Path) -> None:
+    study, wild = Study(tmp_path), [replace(run, learning_rate=1e30) for run in RUNS]
+    train(recipe(epochs=1, batch_size=64), wild, splits(), study, device=CPU)
+    for result in results(study, wild):
+        assert (result["status"], result["diverged_at"], result["test_error"]) == ("diverged", 1, None)
+
+
 def test_reconstruction_scores_the_mean_squared_error(tmp_path: Path) -> None:
     study = Study(tmp_path)
     train(recipe(task="reconstruction"), RUNS, splits(task="reconstruction"), study, device=CPU)

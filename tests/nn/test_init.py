@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import zeromean as zm
+from zeromean.nn import init
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,12 @@ def test_the_second_moment_is_kept_through_twenty_layers(name: str) -> None:
     layers = [m for _ in range(20) for m in (nn.Linear(512, 512, bias=False), zm.nn.by_name(name))]
     model = zm.init_(nn.Sequential(*layers), name).eval()
     assert float((model(torch.randn(200, 512)) ** 2).mean().detach()) == pytest.approx(1.0, abs=0.4)
+
+
+def test_a_gain_does_not_depend_on_where_it_is_first_asked_for() -> None:
+    init._normal_quadrature.cache_clear()
+    with torch.device("meta"):
+        assert zm.gain("relu") == pytest.approx(2**0.5)
+    with torch.inference_mode():
+        assert zm.gain("mpelu") == zm.gain(zm.nn.MPELU())
+    assert zm.gain("relu") == pytest.approx(2**0.5)

@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 from collections.abc import Callable
 
@@ -123,6 +124,19 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
         lambda: zm.functional.rrelu(X.to("meta"), training=True, seed=torch.tensor(1)),
         "seed must lie on x's device meta",
     ),
+    (lambda: zm.nn.ELU(math.nan), "alpha of elu must be a finite number, got nan"),
+    (lambda: zm.nn.CELU(0.0), "alpha of celu must not be 0"),
+    (lambda: zm.nn.LeakyReLU(math.inf), "negative_slope must be a finite number"),
+    (lambda: zm.nn.RReLU(math.nan, 0.3), "lower and upper must be finite"),
+    (lambda: zm.nn.MPELU(alpha=-1.0), "the initial alpha must be at least 0.000976"),
+    (lambda: zm.nn.EELU(beta=0.0), "the initial beta must be at least"),
+    (lambda: zm.nn.PELU(b=0.0), "the initial b must be at least 0.1"),
+    (lambda: zm.nn.PReLU(init=math.nan), "the initial slope must be a finite number"),
+    (lambda: zm.nn.ELU(inplace=True, save="y"), "save must be one of"),  # type: ignore[arg-type]
+    (lambda: zm.nn.EELU(save="y"), "save must be one of"),  # type: ignore[arg-type]
+    (lambda: zm.functional.rrelu(X, training=True, seed=7), "use torch.tensor"),  # type: ignore[arg-type]
+    (lambda: zm.functional.mpelu(X, 0.25, 1.0), "alpha must be a tensor, got 0.25"),  # type: ignore[arg-type]
+    (lambda: zm.nn.MPELU().eval()(torch.tensor([-2, 1])), "real floating-point type, got torch.int64"),
     (lambda: zm.nn.by_name("leakyrelu"), "unknown activation 'leakyrelu': did you mean 'leaky_relu'"),
     (lambda: zm.nn.by_name("qqq"), "unknown activation 'qqq': Choose one of elu, selu"),
     (lambda: zm.gain("elu", "sideways"), "kind must be one of forward, backward, variance, got 'sideways'"),  # type: ignore[arg-type]

@@ -160,3 +160,37 @@ def test_a_bool_flag_and_a_tensor_flag_mean_the_same() -> None:
     for noisy in (True, False):
         one = F.eelu(x, *pair, 1.0, True, seed=seed, noisy=noisy)
         torch.testing.assert_close(one, F.eelu(x, *pair, 1.0, True, seed=seed, noisy=torch.tensor(noisy)))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["eelu", "eprelu"])
+def test_checkpointing_inside_a_compiled_function_repeats_the_turn(name: str) -> None:
+    slopes: dict[bool, list[Tensor]] = {}
+    for compiled in (False, True):
+        module = zm.nn.by_name(name)
+        module.seed = torch.tensor(5)
+
+        def call(x: Tensor, module: torch.nn.Module = module) -> Tensor:
+            return checkpoint(module, x * 1.0, use_reentrant=False)  # type: ignore[no-any-return]
+
+        run = torch.compile(call, backend="aot_eager", fullgraph=True) if compiled else call
+        x = torch.linspace(-2, 2, 9, requires_grad=True)
+        slopes[compiled] = [torch.autograd.grad(run(x).sum(), x)[0] for _ in range(3)]
+    torch.testing.assert_close(slopes[True], slopes[False])
+    assert not torch.equal(slopes[True][0], slopes[True][1])
+
+
+@pytest.mark.parametrize("name", ["eelu", "eprelu"])
+def test_turns_are_taken_under_vmap(name: str) -> None:
+    modules = [zm.nn.by_name(name) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(modules)
+    x = torch.rand(3, 4)
+
+    def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        state = (parameters, buffers)
+        return torch.func.functional_call(modules[0], state, (x,))  # type: ignore[no-any-return]
+
+    vectorised = torch.func.vmap(call, randomness="different")
+    noisy, quiet = (vectorised(parameters, buffers, x) for _ in range(2))
+    assert not torch.allclose(noisy, x)
+    torch.testing.assert_close(quiet, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from dataclasses import dataclass
 
@@ -39,14 +40,19 @@ class Activation:
     @property
     def slug(self) -> str:
         """A folder's name."""
-        return "-".join([self.name, *(f"{value:g}" for _, value in self.settings)])
+        return "-".join([self.name, *self._values()])
 
     @property
     def label(self) -> str:
         """As tables and charts print it: ``LeakyReLU(0.1)``."""
-        values = ", ".join(f"{value:g}" for _, value in self.settings)
+        values = ", ".join(self._values())
         title = zmnn.ACTIVATIONS[self.name].__name__
         return f"{title}({values})" if values else title
+
+    def _values(self) -> list[str]:
+        """The settings as short as they can be told apart: values alone where they are the module's first arguments."""
+        first = _known(self.name)[: len(self.settings)] == [key for key, _ in self.settings]
+        return [f"{value:g}" if first else f"{key}={value:g}" for key, value in self.settings]
 
 
 def parse(text: str) -> Activation:
@@ -67,14 +73,21 @@ def parse(text: str) -> Activation:
     return activation
 
 
-def _settings(name: str, text: str) -> tuple[tuple[str, float], ...]:
+def _known(name: str) -> list[str]:
     parameters = inspect.signature(zmnn.ACTIVATIONS[name]).parameters
-    known = [key for key in parameters if key not in ("inplace", "device", "dtype", "num_parameters", "save")]
+    return [key for key in parameters if key not in ("inplace", "device", "dtype", "num_parameters", "save")]
+
+
+def _settings(name: str, text: str) -> tuple[tuple[str, float], ...]:
+    known = _known(name)
     found: dict[str, float] = {}
     for position, part in enumerate(part for part in text.split(",") if part):
         key, equals, value = part.partition("=")
         if not equals:
-            key, value = (known[position] if position < len(known) else "?"), part
+            if position >= len(known):
+                takes = f"{len(known)} values ({', '.join(known)})" if known else "none"
+                raise ValueError(f"{name} got too many settings in {text!r}: it has {takes}")
+            key, value = known[position], part
         key = key.strip()
         if key not in known:
             raise ValueError(
@@ -84,4 +97,6 @@ def _settings(name: str, text: str) -> tuple[tuple[str, float], ...]:
             found[key] = float(value)
         except ValueError:
             raise ValueError(f"{key} of {name} must be a number, got {value!r}: for example {name}:{key}=0.1") from None
+        if not math.isfinite(found[key]):
+            raise ValueError(f"{key} of {name} must be finite, got {value!r}: for example {name}:{key}=0.1")
     return tuple((key, found[key]) for key in known if key in found)

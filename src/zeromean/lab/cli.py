@@ -66,7 +66,7 @@ def compare(
 
     Args:
         recipe: see zeromean ls.
-        overrides: changed fields of the recipe, such as epochs=20 (see zeromean show RECIPE).
+        overrides: changed fields of the recipe, such as epochs=20 (see zeromean show RECIPE); they come before options.
         activations: the arms, such as elu leaky_relu:0.1 mpelu:alpha=0.25; the recipe's own if none is named.
         seeds: runs per arm; the recipe's own number if not given.
         baseline: the arm to compare with; the recipe's own if not given.
@@ -78,9 +78,9 @@ def compare(
         dry_run: print the plan and stop.
     """
     chosen = override(find(recipe), overrides)
-    plan = make(
-        chosen, activations, seeds=chosen.seeds if seeds is None else seeds, tune=tune, baseline=baseline, name=name
-    )
+    count = chosen.seeds if seeds is None else seeds
+    explicit = baseline or (chosen.baseline if chosen.baseline != find(recipe).baseline else None)
+    plan = make(chosen, activations, seeds=count, tune=tune, baseline=explicit, name=name)
     _execute(plan, runs, device, checkpoint_every, dry_run)
 
 
@@ -111,6 +111,9 @@ def run(
         dry_run: print the plan and stop.
     """
     chosen = override(find(recipe), overrides)
+    if len(chosen.learning_rates) > 1:
+        rates = ", ".join(map(str, chosen.learning_rates))
+        raise ValueError(f"run trains one network, got the learning rates {rates}: choose one, as learning_rates=0.01")
     plan = make(chosen, [activation or chosen.activations[0]], seeds=1, first_seed=seed)
     study = replace(plan, study=name or f"{chosen.name}-{plan.arms[0].name}-seed{seed}")
     _execute(study, runs, device, checkpoint_every, dry_run)
@@ -216,6 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except ValueError as error:
         _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        _fail(f"out of memory ({error}): name fewer seeds or arms, or make the network smaller")
     except OSError as error:
         full = error.errno == errno.ENOSPC
         remedy = (

@@ -38,6 +38,11 @@ def open_study(plan: Plan, study: Study, dataset: data.Dataset, device: torch.de
     """
     written = study.plan()
     if written is None:
+        if left := sorted(path.name for path in study.path.glob("[!.]*")):
+            raise ValueError(
+                f"{study.path} has no plan.json, but holds {left[0]}: "
+                "restore the plan, or choose another folder with --name"
+            )
         return describe(plan, dataset, device, estimate_seconds(plan, dataset, device))
     checks = {**plan.decided(), "checksums": dataset.checksums}
     found = {**written, "checksums": written["data"]["checksums"]}
@@ -125,7 +130,7 @@ def mend(study: Study, runs: list[Run], stage: Stage, say: Callable[[str], None]
     """Report damaged files and set them aside, so that what they stood for is run again."""
     for one in runs:
         try:
-            study.result(one)
+            study.finished(one)
         except DamagedFileError as error:
             say(f"{error}; it is set aside as {study.set_aside(one).name} and the run repeated")
     try:

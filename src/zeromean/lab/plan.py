@@ -137,6 +137,10 @@ def make(
         suffix, note = (f"-lr{rate:g}", f", lr {rate:g}") if several else ("", "")
         arms += [Arm(arm.slug + suffix, arm.label + note, arm.text, rate) for arm in parsed]
         comparisons += [(arm.slug + suffix, reference.slug + suffix) for arm in parsed if arm != reference]
+    if len({arm.name for arm in arms}) < len(arms):
+        raise ValueError(
+            f"arms must have different folders, got {', '.join(arm.name for arm in arms)}: round their settings"
+        )
     arms.sort(key=lambda arm: [one.text for one in parsed].index(arm.activation))
     return Plan(
         name or recipe.name, recipe, tuple(arms), tuple(comparisons), tuple(range(first_seed, first_seed + seeds)), tune

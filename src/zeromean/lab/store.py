@@ -27,6 +27,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 FORMAT = 1
+_PLANNED = {"recipe", "arms", "comparisons", "seeds", "tune", "data", "budget", "device", "versions"}
+_REPEAT = "run the study again to repeat the run"
 Stage = Literal["tuning", "final"]
 Status = Literal["ok", "diverged", "failed"]
 
@@ -109,7 +111,9 @@ class Study:
                 raise DamagedFileError(
                     f"{file} has format {plan['format']}, this version reads {FORMAT}: use another folder"
                 )
-        except (ValueError, KeyError, TypeError) as error:
+            if missing := sorted(_PLANNED - plan.keys()):
+                raise DamagedFileError(f"{file} lacks {', '.join(missing)}: restore it, or start in another folder")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DamagedFileError):
                 raise
             raise DamagedFileError(f"{file} is damaged ({error}): restore it, or start in another folder") from error
@@ -147,14 +151,16 @@ class Study:
         if not file.exists():
             return []
         try:
-            return [json.loads(line) for line in file.read_text().splitlines()]
-        except ValueError as error:
-            raise DamagedFileError(
-                f"{file} is damaged ({error}): delete {file.parent} and run the study again"
-            ) from error
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+                raise ValueError("its epochs are not 1, 2, 3, ...")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFileError(f"{file} is damaged ({error!r}): {_REPEAT}") from error
+        return rows
 
-    def finish(self, run: Run, result: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
-        """Write the weights, then the result, after which the run counts as done."""
+    def finish(self, run: Run, outcome: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+        """Write the weights, then the outcome with the run that it is of, after which the run counts as done."""
+        result = {**asdict(run), **outcome}
         folder = self.path / run.folder
         if weights is not None:
             write_whole(folder / "model.safetensors", _serialize(weights, {}))
@@ -173,10 +179,30 @@ class Study:
             result = json.loads(file.read_text())
             found = result.pop("checksum")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedFileError(f"{file} is damaged ({error!r}): the run is not done") from error
+            raise DamagedFileError(f"{file} is damaged ({error!r}): {_REPEAT}") from error
         if found != _checksum(result):
-            raise DamagedFileError(f"{file} is damaged (its checksum does not fit its content): the run is not done")
+            raise DamagedFileError(f"{file} is damaged (its checksum does not fit its content): {_REPEAT}")
+        for key, value in asdict(run).items():
+            if result.get(key) != value and value == value:  # an unknown learning rate is nan
+                raise DamagedFileError(
+                    f"{file} is of another run ({key} {result.get(key)!r}, not {value!r}): {_REPEAT}"
+                )
         return dict(result)
+
+    def finished(self, run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """The run's result and the metrics of all its epochs, or None where it is not done.
+
+        Raises:
+            DamagedFileError: one of them is not what was written, or they do not fit together.
+        """
+        result = self.result(run)
+        if result is None:
+            return None
+        metrics = self.metrics(run)
+        if len(metrics) != result.get("epochs", len(metrics)):  # a failed run need not know its epochs
+            file = self.path / run.folder / "metrics.jsonl"
+            raise DamagedFileError(f"{file} holds {len(metrics)} epochs, its result {result['epochs']}: {_REPEAT}")
+        return result, metrics
 
     def set_aside(self, run: Run) -> Path:
         """Rename a damaged result, so that the run is repeated and nothing is lost."""

@@ -238,7 +238,7 @@ def _tuning(study: Study) -> dict[str, Tuning]:
         return {}
     try:
         return {name: _arm_tuning(arm) for name, arm in json.loads(file.read_text())["arms"].items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{file} is damaged ({error!r}): delete it and run the study again") from error
 
 
@@ -256,9 +256,11 @@ def _arm(study: Study, plan: Mapping[str, Any], planned: Mapping[str, Any], tuni
 
 
 def _final_run(study: Study, run: Run) -> FinalRun:
-    result = study.result(run)
-    metrics = tuple(study.metrics(run)) if result else ()
-    return FinalRun(run.seed, result["status"] if result else "missing", result or {}, metrics)
+    found = study.finished(run)
+    if found is None:
+        return FinalRun(run.seed, "missing", {}, ())
+    result, metrics = found
+    return FinalRun(run.seed, result["status"], result, tuple(metrics))
 
 
 def _compare(plan: Mapping[str, Any], arms: Sequence[Arm]) -> tuple[stats.Comparison, ...]:

@@ -234,7 +234,7 @@ def error_of_each(task: Task, outputs_rbk: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(network: StackedNetwork, task: Task, samples: Samples) -> tuple[list[float], list[float]]:
-    """Every run's mean loss and error on the samples, with activations in evaluation mode."""
+    """Every run's mean loss and error on the samples, in evaluation mode; no error where the loss is not finite."""
     network.eval()
     sums = torch.zeros(2, network.runs, dtype=torch.float64, device=samples.inputs.device)
     for first in range(0, len(samples), 1000):
@@ -244,7 +244,7 @@ def evaluate(network: StackedNetwork, task: Task, samples: Samples) -> tuple[lis
         sums[1] += error_of_each(task, outputs, part.targets).double().sum(1)
     network.train()
     losses, errors = (sums / len(samples)).tolist()
-    return losses, errors
+    return losses, [error if math.isfinite(loss) else math.nan for loss, error in zip(losses, errors, strict=True)]
 
 
 @torch.no_grad()
@@ -306,29 +306,34 @@ def _finish(
     diverged: list[int | None],
     spent: float,
 ) -> None:
-    losses, errors = evaluate(network, recipe.task, splits.test) if splits.test else ([math.nan] * len(runs),) * 2
+    judged = splits.test or splits.validation
+    assert judged is not None
+    losses, errors = evaluate(network, recipe.task, judged)
     for position, run in enumerate(runs):
         if study.result(run) is not None:
             continue
         last = study.metrics(run)[-1]
+        if not math.isfinite(losses[position]) or None in last["mean_activation"]:
+            diverged[position] = diverged[position] or recipe.epochs
         ok = diverged[position] is None
-        median = [value for value in last["mean_activation"] if value is not None]
-        result = {
-            "arm": run.arm,
-            "activation": run.activation,
-            "learning_rate": run.learning_rate,
-            "seed": run.seed,
-            "stage": run.stage,
+        known = {
+            "train_loss": last["train_loss"],
+            "train_error": last["train_error"],
+            "validation_error": last["validation_error"],
+            "test_loss": finite(losses[position]) if splits.test else None,
+            "test_error": finite(errors[position]) if splits.test else None,
+            "median_mean_activation": _mean_size(last["mean_activation"]) if ok else None,
+        }
+        outcome = {
             "status": "ok" if ok else "diverged",
             "diverged_at": diverged[position],
             "epochs": recipe.epochs,
-            "train_loss": last["train_loss"] if ok else None,
-            "train_error": last["train_error"] if ok else None,
-            "validation_error": last["validation_error"] if ok else None,
-            "test_loss": finite(losses[position]) if ok else None,
-            "test_error": finite(errors[position]) if ok else None,
-            "median_mean_activation": finite(sum(map(abs, median)) / len(median)) if ok else None,
+            **(known if ok else dict.fromkeys(known)),
             "seconds": round(spent / len(runs), 3),
             "together": len(runs),
         }
-        study.finish(run, result, network.weights(position) if ok and run.stage == "final" else None)
+        study.finish(run, outcome, network.weights(position) if ok and run.stage == "final" else None)
+
+
+def _mean_size(medians: Sequence[float]) -> float | None:
+    return finite(sum(map(abs, medians)) / len(medians))

@@ -8,11 +8,13 @@ from torch import Tensor
 
 @torch.library.custom_op("zeromean::take_turn", mutates_args={"noisy_next"})
 def take_turn(noisy_next: Tensor) -> Tensor:
-    """Return a copy of the flag and flip the flag.
+    """Return a copy of the flag and flip the flag; run again by a backward pass, return the latest turn.
 
     An operator of its own, because a compiler may put off a plain copy to the backward pass, and then copies the
-    flipped flag.
+    flipped flag; and so that a recomputation is recognised in a compiled backward pass too.
     """
+    if _inside_backward():
+        return noisy_next.logical_not()
     noisy = noisy_next.clone()
     noisy_next.logical_not_()
     return noisy
@@ -23,6 +25,11 @@ def _(noisy_next: Tensor) -> Tensor:
     return torch.empty_like(noisy_next)
 
 
+@take_turn.register_vmap
+def _(info: Any, in_dims: tuple[int | None], noisy_next: Tensor) -> tuple[Tensor, int | None]:
+    return take_turn(noisy_next), in_dims[0]
+
+
 class AlternatingPasses(torch.nn.Module):
     """Base of the activations whose training passes take turns: noisy slopes first, then learnable parameters.
 
@@ -30,8 +37,8 @@ class AlternatingPasses(torch.nn.Module):
     inside a compiled graph too. The published code changes it in evaluation passes as well; here an evaluation leaves
     no trace (our choice). A pass run again by activation checkpointing repeats the latest turn, which is right as long
     as the layer is used once in the checkpointed part. Compiler settings that recompute more than by default
-    (``activation_memory_budget`` below 1, ``aggressive_recomputation``) are not supported: the backward pass would read
-    the changed turn.
+    (``activation_memory_budget`` below 1, ``aggressive_recomputation``) need a seed that is given: they would draw a
+    new one in the backward pass.
 
     Attributes:
         seed: If set, the noise's seed (see `zeromean.functional.eelu`); if None, each pass draws one.
@@ -47,8 +54,6 @@ class AlternatingPasses(torch.nn.Module):
 
     def take_turn(self) -> Tensor:
         """Whether this training pass is noisy; the next one will be the opposite."""
-        if not torch.compiler.is_compiling() and _inside_backward():
-            return self.noisy_next.logical_not()
         noisy: Tensor = take_turn(self.noisy_next)
         return noisy
 

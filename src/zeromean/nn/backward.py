@@ -12,10 +12,14 @@ from torch import Tensor
 Save = Literal["auto", "output", "input"]
 
 
-def keeps_output(save: Save, output_suffices: bool) -> bool:
-    """Whether to keep the output: asked for, or left to us where the output is known to suffice."""
+def check_save(save: Save) -> None:
+    """Raise ValueError for a choice that there is not."""
     if save not in get_args(Save):
         raise ValueError(f"save must be one of {', '.join(get_args(Save))}, got {save!r}: leave it at 'auto' if unsure")
+
+
+def keeps_output(save: Save, output_suffices: bool) -> bool:
+    """Whether to keep the output: asked for, or left to us where the output is known to suffice."""
     return save == "output" or (save == "auto" and output_suffices)
 
 
@@ -33,5 +37,11 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """The tensor in float32 at least: half-precision types carry bytes, not arithmetic."""
+    """The tensor in float32 at least: half-precision types carry bytes, not arithmetic.
+
+    Raises:
+        ValueError: If the tensor is not of a real floating-point type.
+    """
+    if not tensor.is_floating_point():
+        raise ValueError(f"x must be of a real floating-point type, got {tensor.dtype}: use x.float()")
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from zeromean.nn.alternating import AlternatingPasses
-from zeromean.nn.backward import Save, apply, backward_may_follow, keeps_output
+from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output
 from zeromean.nn.mpelu import ScaledExponential, formula, mpelu, plain, slope_noise
 from zeromean.nn.noise import resolve_seed
-from zeromean.nn.parameters import SMALLEST, align, at_least
+from zeromean.nn.parameters import SMALLEST, align, at_least, check_positive
 from zeromean.nn.slope_noise import LARGEST_DEVIATION, as_flag, check_epsilon, learn_in_quiet_passes
 
 
@@ -58,6 +58,7 @@ def eelu(
         ValueError: If epsilon lies outside [0, 1], or alpha, beta or the seed does not fit x.
     """
     check_epsilon(epsilon, LARGEST_DEVIATION)
+    check_save(save)
     if not training:
         return mpelu(x, alpha, beta, save=save)
     seed, noisy = resolve_seed(seed, x), as_flag(noisy, x)
@@ -99,6 +100,8 @@ class EELU(AlternatingPasses):
         save: Save = "auto",
     ) -> None:
         check_epsilon(epsilon, LARGEST_DEVIATION)
+        check_save(save)
+        check_positive(SMALLEST, alpha=alpha, beta=beta)
         super().__init__(device)
         self.num_parameters, self.initial_alpha, self.initial_beta = num_parameters, alpha, beta
         self.epsilon, self.save = epsilon, save

@@ -13,13 +13,14 @@ Sources: Clevert, Unterthiner, Hochreiter, "Fast and accurate deep network learn
 exponential linear units", 2017.
 """
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zeromean.nn.backward import Save, apply, backward_may_follow, keeps_output
+from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output
 
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
@@ -95,8 +96,6 @@ def celu(x: Tensor, alpha: float = 1.0, inplace: bool = False, *, save: Save = "
         ValueError: If alpha is 0 or a bool, or negative where the output is kept or overwrites x.
     """
     _check_alpha(alpha, "celu", save, inplace)
-    if alpha == 0:
-        raise ValueError("alpha of celu must not be 0, as x is divided by it: use relu, its limit")
     if not inplace and keeps_output(save, alpha > 0) and backward_may_follow(x):
         return apply(_FromOutput, x, alpha, 1.0, 1.0 / alpha)
     return F.celu(x, alpha, inplace)
@@ -105,6 +104,11 @@ def celu(x: Tensor, alpha: float = 1.0, inplace: bool = False, *, save: Save = "
 def _check_alpha(alpha: float, name: str, save: Save, inplace: bool) -> None:
     if isinstance(alpha, bool):
         raise ValueError(f"alpha of {name} must be a number, got {alpha}: write inplace={alpha} to set inplace")
+    if not -math.inf < alpha < math.inf:
+        raise ValueError(f"alpha of {name} must be a finite number, got {alpha}: the default is 1")
+    if name == "celu" and alpha == 0:
+        raise ValueError("alpha of celu must not be 0, as x is divided by it: use relu, its limit")
+    check_save(save)
     if inplace and save == "input":
         raise ValueError(f"{name} cannot keep the input that it overwrites: choose inplace=False or save='auto'")
     if alpha < 0 and (inplace or save == "output"):

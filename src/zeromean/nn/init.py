@@ -58,8 +58,12 @@ def moments(activation: str | nn.Module) -> Moments:
     Raises:
         ValueError: If the name is unknown.
     """
-    module = by_name(activation) if isinstance(activation, str) else copy.deepcopy(activation)
-    module = module.to("cpu", torch.float64).eval()
+    with torch.inference_mode(False), torch.device("cpu"):
+        module = by_name(activation) if isinstance(activation, str) else copy.deepcopy(activation)
+        return _measure(module.to("cpu", torch.float64).eval())
+
+
+def _measure(module: nn.Module) -> Moments:
     channels = max((p.numel() for p in module.parameters()), default=1)
     nodes, weights = _normal_quadrature()
     with torch.enable_grad():
@@ -75,10 +79,10 @@ def moments(activation: str | nn.Module) -> Moments:
 @cache
 def _normal_quadrature() -> tuple[Tensor, Tensor]:
     """Nodes and weights [n] of an integral against the standard normal density over [-12, 12], in float64."""
-    order = torch.arange(1, _NODES, dtype=torch.float64)
+    order = torch.arange(1, _NODES, dtype=torch.float64, device="cpu")
     off_diagonal = order / torch.sqrt(4 * order**2 - 1)
     points, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
-    starts = torch.arange(-_REACH, _REACH, dtype=torch.float64)
+    starts = torch.arange(-_REACH, _REACH, dtype=torch.float64, device="cpu")
     nodes = (starts[:, None] + (points + 1) / 2).flatten()
     lengths = (vectors[0] ** 2).repeat(len(starts))
     return nodes, lengths * torch.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)

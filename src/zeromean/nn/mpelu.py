@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zeromean.nn.backward import Save, apply, backward_may_follow, keeps_output, widen
+from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output, widen
 from zeromean.nn.noise import complement
-from zeromean.nn.parameters import SMALLEST, align, at_least, sum_to
+from zeromean.nn.parameters import SMALLEST, align, at_least, check_positive, sum_to
 from zeromean.nn.slope_noise import normal_slope
 
 
@@ -127,6 +127,7 @@ def mpelu(x: Tensor, alpha: Tensor, beta: Tensor, *, save: Save = "auto") -> Ten
     Raises:
         ValueError: If alpha or beta does not fit x.
     """
+    check_save(save)
     alpha, beta = _aligned(x, alpha, beta)
     if backward_may_follow(x, alpha, beta):
         return apply(ScaledExponential, x, alpha, beta, None, None, 0.0, keeps_output(save, True))
@@ -148,6 +149,9 @@ class MPELU(torch.nn.Module):
         device: Where the parameters lie.
         dtype: The parameters' type.
         save: "auto", "output" or "input", see `mpelu`. Evaluation mode runs plain operators.
+
+    Raises:
+        ValueError: If an initial value is below 1/1024, or save is unknown.
     """
 
     def __init__(
@@ -160,6 +164,8 @@ class MPELU(torch.nn.Module):
         *,
         save: Save = "auto",
     ) -> None:
+        check_save(save)
+        check_positive(SMALLEST, alpha=alpha, beta=beta)
         super().__init__()
         self.num_parameters, self.initial_alpha, self.initial_beta, self.save = num_parameters, alpha, beta, save
         self.alpha = torch.nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))

@@ -43,6 +43,8 @@ def resolve_seed(seed: Tensor | None, x: Tensor) -> Tensor:
     """
     if seed is None:
         return draw_seed(x.device)
+    if not isinstance(seed, Tensor):
+        raise ValueError(f"seed must be an int64 tensor, got {seed!r}: use torch.tensor({seed!r})")
     if seed.dtype != torch.int64:
         raise ValueError(f"seed must be an int64 tensor, got {seed.dtype}: use torch.tensor(7), or seed.long()")
     if seed.device != x.device:

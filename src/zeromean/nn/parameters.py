@@ -1,5 +1,7 @@
 """Learnable slopes: how they lie along an input, how their gradient is summed, how they are kept positive."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ def align(parameter: Tensor, x: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: If it fits in none of the three ways.
     """
+    if not isinstance(parameter, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {parameter!r}: use torch.tensor({parameter!r})")
     if parameter.numel() == 1 and parameter.ndim <= 1:
         return parameter.reshape((1,) * x.ndim)
     if parameter.ndim == 1 and x.ndim > 1 and parameter.shape[0] == x.shape[1]:
@@ -33,6 +37,22 @@ def align(parameter: Tensor, x: Tensor, name: str) -> Tensor:
         f"dimensions, got shape {tuple(parameter.shape)} for x of shape {tuple(x.shape)}: "
         "set num_parameters to 1 or to the number of channels"
     )
+
+
+def check_initial(**values: float) -> None:
+    """Raise ValueError for an initial value that is not a finite number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the initial {name} must be a finite number, got {value}")
+
+
+def check_positive(bound: float, **values: float) -> None:
+    """Raise ValueError for an initial value below the bound that it would be read as."""
+    for name, value in values.items():
+        if not bound <= value < math.inf:
+            raise ValueError(
+                f"the initial {name} must be at least {bound:g}, as it is read, got {value}: start it there"
+            )
 
 
 def sum_to(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeromean.nn.backward import Save, apply, backward_may_follow, keeps_output, widen
+from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output, widen
 from zeromean.nn.mpelu import from_input, from_output
-from zeromean.nn.parameters import align, at_least, sum_to
+from zeromean.nn.parameters import align, at_least, check_positive, sum_to
 
 _LOWER_BOUND = 0.1
 
@@ -49,7 +49,7 @@ class _PELU(torch.autograd.Function):
         wide, g = widen(kept), widen(gradient)
         side = from_output(wide, a) if ctx.output_kept else from_input(wide, 1 / b)
         u, negative = wide / (a if ctx.output_kept else b), wide < 0
-        dx, da, db = g * (a / b) * torch.where(negative, side.decay, 1.0), None, None
+        dx, da, db = torch.where(negative, side.decay, 1.0) * (a / b) * g, None, None
         if ctx.needs_input_grad[1]:
             da = sum_to(g * torch.where(negative, side.ratio, u), a)
         if ctx.needs_input_grad[2]:
@@ -76,6 +76,7 @@ def pelu(x: Tensor, a: Tensor, b: Tensor, *, save: Save = "auto") -> Tensor:
     Raises:
         ValueError: If a or b does not fit x.
     """
+    check_save(save)
     a, b = _aligned(x, a, b)
     if backward_may_follow(x, a, b):
         return apply(_PELU, x, a, b, keeps_output(save, True))
@@ -92,6 +93,9 @@ class PELU(torch.nn.Module):
         device: Where the parameters lie.
         dtype: The parameters' type.
         save: "auto", "output" or "input", see `pelu`. Evaluation mode runs plain operators.
+
+    Raises:
+        ValueError: If an initial value is below 0.1, or save is unknown.
     """
 
     def __init__(
@@ -104,6 +108,8 @@ class PELU(torch.nn.Module):
         *,
         save: Save = "auto",
     ) -> None:
+        check_save(save)
+        check_positive(_LOWER_BOUND, a=a, b=b)
         super().__init__()
         self.num_parameters, self.initial_a, self.initial_b, self.save = num_parameters, a, b, save
         self.a = torch.nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zeromean.nn.alternating import AlternatingPasses
-from zeromean.nn.backward import Save, apply, backward_may_follow, keeps_output, widen
+from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output, widen
 from zeromean.nn.noise import complement, resolve_seed
-from zeromean.nn.parameters import align, sum_to
+from zeromean.nn.parameters import align, check_initial, sum_to
 from zeromean.nn.slope_noise import REACH, as_flag, check_epsilon, learn_in_quiet_passes, uniform_slope
 
 
@@ -83,6 +83,7 @@ def prelu(x: Tensor, weight: Tensor, *, save: Save = "auto") -> Tensor:
     Raises:
         ValueError: If the weight does not fit x.
     """
+    check_save(save)
     weight = align(weight, x, "weight")
     if backward_may_follow(x, weight):
         return apply(_LearnableSlope, x, weight, None, None, 0.0, keeps_output(save, False))
@@ -115,6 +116,7 @@ def eprelu(
         ValueError: If epsilon lies outside [0, 1], or the weight or the seed does not fit x.
     """
     check_epsilon(epsilon, REACH)
+    check_save(save)
     if not training:
         return prelu(x, weight, save=save)
     seed, noisy = resolve_seed(seed, x), as_flag(noisy, x)
@@ -138,6 +140,8 @@ class PReLU(torch.nn.PReLU):
     def __init__(
         self, num_parameters: int = 1, init: float = 0.25, device: Any = None, dtype: Any = None, *, save: Save = "auto"
     ) -> None:
+        check_save(save)
+        check_initial(slope=init)
         super().__init__(num_parameters, init, device, dtype)
         self.save = save
 
@@ -176,6 +180,8 @@ class EPReLU(AlternatingPasses):
         save: Save = "auto",
     ) -> None:
         check_epsilon(epsilon, REACH)
+        check_save(save)
+        check_initial(slope=init)
         super().__init__(device)
         self.num_parameters, self.init, self.epsilon, self.save = num_parameters, init, epsilon, save
         self.weight = torch.nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))

@@ -11,6 +11,7 @@ Sources: Nair and Hinton, ICML 2010 (ReLU); Clevert et al., ICLR 2016 (ShiftedRe
 Maas et al., ICML 2013 (LeakyReLU).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -82,6 +83,8 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -
 def _check_slope(slope: float, inplace: bool) -> None:
     if isinstance(slope, bool):
         raise ValueError(f"negative_slope must be a number, got {slope}: write inplace={slope} to set inplace")
+    if not -math.inf < slope < math.inf:
+        raise ValueError(f"negative_slope must be a finite number, got {slope}: the default is 0.01")
     if inplace and slope < 0:
         raise ValueError(
             f"negative_slope must be >= 0 in place, got {slope}: the sign of the output no longer tells the input's. "

@@ -11,6 +11,7 @@ and 1/3 as in PyTorch, recalled, not checked against the paper); Jiang et al., 2
 from a later public implementation, not checked against the paper).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def rrelu(
         lower: The smallest slope.
         upper: The largest slope.
         training: Whether a is random; without it a = (lower + upper) / 2.
-        inplace: Overwrite x with the result; the slopes are kept for the backward pass then.
+        inplace: Overwrite x with the result; the slopes are kept for the backward pass then, rounded to x's type.
         seed: int64, 0-d, or of x's number of dimensions with one seed a leading slice ([R, 1, 1]); the same seed gives
             the same noise everywhere. None draws one from torch's default generator.
 
@@ -124,6 +125,10 @@ def erelu(x: Tensor, epsilon: float = 0.4, training: bool = False, *, seed: Tens
 def _check_bounds(lower: float, upper: float) -> None:
     if isinstance(lower, bool) or isinstance(upper, bool):
         raise ValueError(f"lower and upper must be numbers, got {lower} and {upper}: write inplace=... to set inplace")
+    if not (-math.inf < lower < math.inf and -math.inf < upper < math.inf):
+        raise ValueError(
+            f"lower and upper must be finite numbers, got {lower} and {upper}: the defaults are 1/8 and 1/3"
+        )
     if lower > upper:
         raise ValueError(f"lower must not exceed upper, got {lower} and {upper}: swap them")
 

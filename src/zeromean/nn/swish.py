@@ -50,7 +50,7 @@ class _Swish(torch.autograd.Function):
         x, wide = widen(kept), widen(gradient)
         s = torch.sigmoid(x * beta)
         bend = x * s * (1 - s)
-        dx = (wide * (s + beta * bend)).to(gradient.dtype)
+        dx = ((s + beta * bend) * wide).to(gradient.dtype)
         return dx, sum_to(wide * (x * bend), beta) if ctx.needs_input_grad[1] else None
 
 

@@ -85,8 +85,14 @@ class Recipe:
                 raise ValueError(
                     f"{field} must be one or more positive numbers, got {values}: for example {field}=0.01"
                 )
-        if len(set(self.learning_rates)) < len(self.learning_rates):
-            raise ValueError(f"learning_rates must differ from each other, got {self.learning_rates}: name each once")
+        for field in ("learning_rates", "tuning_grid"):
+            values = [f"{value:g}" for value in getattr(self, field)]
+            if len(set(values)) < len(values):
+                raise ValueError(
+                    f"{field} must differ in their first six digits, got {', '.join(values)}: name each once"
+                )
+        if not self.activations:
+            raise ValueError("activations must name at least one, got none: for example activations=elu,relu")
         for field in ("task", "initialization", "precision"):
             allowed = typing.get_args(typing.get_type_hints(Recipe)[field])
             if getattr(self, field) not in allowed:
@@ -121,6 +127,13 @@ def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
                 f"{nearest(field, sorted(hints.keys() - fixed))}"
             )
         changes[field] = _parse(field, value, hints[field])
+    changes = {field: value for field, value in changes.items() if value != getattr(recipe, field)}
+    if changes:
+        told = (
+            f"{field}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for field, value in changes.items()
+        )
+        changes["title"] = f"{recipe.title} ({', '.join(sorted(told))})"
     return dataclasses.replace(recipe, **changes)
 
 

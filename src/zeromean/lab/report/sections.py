@@ -139,7 +139,7 @@ def layers(summary: Summary, group: Group) -> Layers | None:
     ]
     head = ("arm", *(f"layer {place}" for place in range(1, len(drawn) + 1)))
     rows = [
-        (arm[0].label, *(_point_text(curve.points[-1]) for curve in arm))
+        (arm[0].label, *(_point_text(curve.points[-1]) if curve.points else "" for curve in arm))
         for arm in zip(*drawn, strict=True)
         if _any(arm)
     ]
