@@ -77,9 +77,10 @@ def compare(
         checkpoint_every: epochs between checkpoints; a killed study loses at most as many.
         dry_run: print the plan and stop.
     """
-    chosen = override(find(recipe), overrides)
+    published = find(recipe)
+    chosen = override(published, overrides)
     count = chosen.seeds if seeds is None else seeds
-    explicit = baseline or (chosen.baseline if chosen.baseline != find(recipe).baseline else None)
+    explicit = baseline or (chosen.baseline if chosen.baseline != published.baseline else None)
     plan = make(chosen, activations, seeds=count, tune=tune, baseline=explicit, name=name)
     _execute(plan, runs, device, checkpoint_every, dry_run)
 

@@ -31,6 +31,7 @@ _PLANNED = {"recipe", "arms", "comparisons", "seeds", "tune", "data", "budget", 
 _REPEAT = "run the study again to repeat the run"
 Stage = Literal["tuning", "final"]
 Status = Literal["ok", "diverged", "failed"]
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class Study:
         """Replace the stage's checkpoint."""
         write_whole(self._checkpoint(stage), _serialize(tensors, {"state": json.dumps(state)}))
 
-    def read_checkpoint(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read_checkpoint(self, stage: Stage) -> Checkpoint | None:
         """The stage's checkpoint, or None.
 
         Raises:

@@ -22,7 +22,7 @@ from zeromean.lab.activation import parse
 from zeromean.lab.nets import StackedNetwork, mlp
 from zeromean.lab.order import noise_seeds, sample_order
 from zeromean.lab.recipes.recipe import Recipe, Task
-from zeromean.lab.store import Run, Stage, Study
+from zeromean.lab.store import Checkpoint, Run, Study
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def train(
         if not set(stacked) & set(pending):
             study.drop_checkpoint(stage)
             continue
-        _train_stack(recipe, stacked, splits, study, stage, device, on_epoch, checkpoint_every)
+        _train_stack(recipe, stacked, splits, study, checkpoint, device, on_epoch, checkpoint_every)
 
 
-def _runs_of(checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None, runs: Sequence[Run]) -> list[Run]:
+def _runs_of(checkpoint: Checkpoint | None, runs: Sequence[Run]) -> list[Run]:
     folders = {run.folder: run for run in runs}
     return [folders[folder] for folder in checkpoint[1]["runs"]] if checkpoint else []
 
@@ -108,7 +108,7 @@ def _train_stack(
     runs: Sequence[Run],
     splits: Splits,
     study: Study,
-    stage: Stage,
+    checkpoint: Checkpoint | None,
     device: torch.device,
     on_epoch: OnEpoch,
     checkpoint_every: int,
@@ -118,7 +118,7 @@ def _train_stack(
     network = build(recipe, runs, splits.train).to(device)
     steps = Steps(recipe, runs, network, splits.train)
 
-    done, diverged, spent = _restore(network, runs, study, stage)
+    done, diverged, spent = _restore(network, runs, study, checkpoint)
     on_epoch(done, len(runs))
     for epoch in range(done, recipe.epochs):
         started = time.perf_counter()
@@ -131,11 +131,11 @@ def _train_stack(
             study.append_metrics(runs[position], {"epoch": epoch + 1, **row, "seconds": round(spent, 3)})
         if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == recipe.epochs:
             state = {"runs": [run.folder for run in runs], "epoch": epoch + 1, "diverged": diverged, "seconds": spent}
-            study.write_checkpoint(stage, network.state_dict(), state)
+            study.write_checkpoint(runs[0].stage, network.state_dict(), state)
         on_epoch(epoch + 1, len(runs))
 
     _finish(network, recipe, runs, splits, study, diverged, spent)
-    study.drop_checkpoint(stage)
+    study.drop_checkpoint(runs[0].stage)
 
 
 def build(recipe: Recipe, runs: Sequence[Run], samples: Samples) -> StackedNetwork:
@@ -167,6 +167,7 @@ class Steps:
         device = samples.inputs.device
         self.seeds = torch.tensor([run.seed for run in runs], device=device)
         self.rates = torch.tensor([run.learning_rate for run in runs], device=device).view(-1, 1, 1)
+        self.noisy, self.slopes = network.noisy, network.slopes()
         self.order = torch.zeros(self.count, len(runs), recipe.batch_size, dtype=torch.int64, device=device)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.first = torch.zeros(1, dtype=torch.int64, device=device)
@@ -187,13 +188,13 @@ class Steps:
 
     def _step(self) -> None:
         batch = self.samples.take(self.order.index_select(0, self.step)[0])
-        if self.network.noisy:
+        if self.noisy:
             self.network.set_seeds(noise_seeds(self.seeds, self.network.hidden_layers, self.first + self.step))
         outputs = self.network.descend(batch.inputs, self.rates)
         losses = loss_of_each(self.recipe.task, outputs, batch.targets).mean(1)
         losses.sum().backward()
         with torch.no_grad():
-            for slope, rows in self.network.slopes():
+            for slope, rows in self.slopes:
                 assert slope.grad is not None
                 slope.addcmul_(slope.grad, self.rates[rows], value=-1)
                 slope.grad = None
@@ -283,9 +284,8 @@ def finite(value: float) -> float | None:
 
 
 def _restore(
-    network: StackedNetwork, runs: Sequence[Run], study: Study, stage: Stage
+    network: StackedNetwork, runs: Sequence[Run], study: Study, checkpoint: Checkpoint | None
 ) -> tuple[int, list[int | None], float]:
-    checkpoint = study.read_checkpoint(stage)
     if checkpoint is None:
         for run in runs:
             study.begin(run)

@@ -79,10 +79,10 @@ def _measure(module: nn.Module) -> Moments:
 @cache
 def _normal_quadrature() -> tuple[Tensor, Tensor]:
     """Nodes and weights [n] of an integral against the standard normal density over [-12, 12], in float64."""
-    order = torch.arange(1, _NODES, dtype=torch.float64, device="cpu")
+    order = torch.arange(1, _NODES, dtype=torch.float64)
     off_diagonal = order / torch.sqrt(4 * order**2 - 1)
     points, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
-    starts = torch.arange(-_REACH, _REACH, dtype=torch.float64, device="cpu")
+    starts = torch.arange(-_REACH, _REACH, dtype=torch.float64)
     nodes = (starts[:, None] + (points + 1) / 2).flatten()
     lengths = (vectors[0] ** 2).repeat(len(starts))
     return nodes, lengths * torch.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)

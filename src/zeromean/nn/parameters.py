@@ -43,7 +43,7 @@ def check_initial(**values: float) -> None:
     """Raise ValueError for an initial value that is not a finite number."""
     for name, value in values.items():
         if not math.isfinite(value):
-            raise ValueError(f"the initial {name} must be a finite number, got {value}")
+            raise ValueError(f"the initial {name} must be a finite number, got {value}: start it near 0.25")
 
 
 def check_positive(bound: float, **values: float) -> None:

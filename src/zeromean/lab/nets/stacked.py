@@ -155,8 +155,7 @@ class StackedNetwork(nn.Module):
 
     def set_seeds(self, seeds_lr: Tensor) -> None:
         """Seeds ``[layers, R]`` of the noise in the next forward pass."""
-        noisy = [layer for layer in self.layers if isinstance(layer, StackedActivation)]
-        for layer, seeds_r in zip(noisy, seeds_lr, strict=True):
+        for layer, seeds_r in zip(self._activations(), seeds_lr, strict=True):
             layer.set_seeds(seeds_r)
 
     @property
@@ -167,12 +166,15 @@ class StackedNetwork(nn.Module):
     @property
     def hidden_layers(self) -> int:
         """How many activations there are."""
-        return sum(isinstance(layer, StackedActivation) for layer in self.layers)
+        return len(self._activations())
 
     def slopes(self) -> list[tuple[nn.Parameter, slice]]:
         """Every learnable parameter of an activation, with the runs that its leading dimension holds."""
-        blocks = [block for layer in self.layers if isinstance(layer, StackedActivation) for block in layer.blocks]
+        blocks = [block for layer in self._activations() for block in layer.blocks]
         return [(slope, block.rows) for block in blocks for slope in block.slopes.values()]
+
+    def _activations(self) -> list[StackedActivation]:
+        return [layer for layer in self.layers if isinstance(layer, StackedActivation)]
 
     def weights(self, run: int) -> dict[str, Tensor]:
         """The state of one run's own ``nn.Sequential``."""
