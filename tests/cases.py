@@ -50,8 +50,8 @@ class ActivationCase:
         return [torch.tensor([value], dtype=dtype) for value in self.parameters]
 
 
-def seed() -> Tensor:
-    return torch.tensor(SEED)
+def seed(x: Tensor) -> Tensor:
+    return torch.tensor(SEED, device=x.device)
 
 
 def _uniform(x: oracles.Array, low: float, high: float) -> oracles.Array:
@@ -113,7 +113,7 @@ def _prelu(weight: float, save: Any, saved_bytes: float) -> ActivationCase:
         lambda x, w: F.prelu(x, w, save=save),
         lambda x, w: oracles.linear_sides(x, w, 1.0),
         lambda x, w: oracles.linear_sides_slope(x, w, 1.0),
-        lambda: zm.nn.PReLU(save=save),
+        lambda: zm.nn.PReLU(init=weight, save=save),
         (weight,),
         saved_bytes=saved_bytes,
     )
@@ -122,7 +122,7 @@ def _prelu(weight: float, save: Any, saved_bytes: float) -> ActivationCase:
 def _rrelu(lower: float, upper: float, saved_bytes: float) -> ActivationCase:
     return ActivationCase(
         f"rrelu:{lower},{upper}",
-        lambda x: F.rrelu(x, lower, upper, training=True, seed=seed()),
+        lambda x: F.rrelu(x, lower, upper, training=True, seed=seed(x)),
         lambda x: oracles.linear_sides(x, _uniform(x, lower, upper), 1.0),
         lambda x: oracles.linear_sides_slope(x, _uniform(x, lower, upper), 1.0),
         lambda: zm.nn.RReLU(lower, upper),
@@ -131,17 +131,17 @@ def _rrelu(lower: float, upper: float, saved_bytes: float) -> ActivationCase:
     )
 
 
-def _eprelu(noisy: bool, save: Any, saved_bytes: float) -> ActivationCase:
+def _eprelu(noisy: bool, weight: float, save: Any, saved_bytes: float) -> ActivationCase:
     def k(x: oracles.Array) -> Any:
         return _uniform(x, 0.6, 1.4) if noisy else 1.0
 
     return ActivationCase(
-        f"eprelu:{'noisy' if noisy else 'quiet'},{save}",
-        lambda x, w: F.eprelu(x, w, 0.4, True, seed=seed(), noisy=noisy, save=save),
+        f"eprelu:{'noisy' if noisy else 'quiet'},{weight},{save}",
+        lambda x, w: F.eprelu(x, w, 0.4, True, seed=seed(x), noisy=noisy, save=save),
         lambda x, w: oracles.linear_sides(x, w, k(x)),
         lambda x, w: oracles.linear_sides_slope(x, w, k(x), at_zero="right"),
-        lambda: zm.nn.EPReLU(save=save),
-        (0.1,),
+        lambda: zm.nn.EPReLU(init=weight, save=save),
+        (weight,),
         saved_bytes=saved_bytes,
         noisy=noisy,
     )
@@ -177,7 +177,7 @@ def _eelu(noisy: bool, epsilon: float, save: Any, saved_bytes: float) -> Activat
 
     return ActivationCase(
         f"eelu:{'noisy' if noisy else 'quiet'},{epsilon},{save}",
-        lambda x, a, b: F.eelu(x, a, b, epsilon, True, seed=seed(), noisy=noisy, save=save),
+        lambda x, a, b: F.eelu(x, a, b, epsilon, True, seed=seed(x), noisy=noisy, save=save),
         lambda x, a, b: oracles.eelu(x, a, b, k(x)),
         lambda x, a, b: oracles.eelu_slope(x, a, b, k(x)),
         lambda: zm.nn.EELU(epsilon=epsilon, save=save),
@@ -193,6 +193,7 @@ ACTIVATION_CASES = [
     _elu(0.0, "auto", 2.0),
     _elu(1.0, "input", 4.0),
     _elu(-2.0, "auto", 4.0),
+    _elu(-2.0, "output", 2.125),
     _selu("auto", 2.0),
     _selu("input", 4.0),
     _celu(1.0, 2.0),
@@ -207,12 +208,13 @@ ACTIVATION_CASES = [
         zm.nn.ReLU,
     ),
     _leaky(0.1, 2.0),
-    _leaky(0.0, 4.0),
+    _leaky(0.0, 2.0),
     _leaky(-0.5, 4.0),
     _prelu(0.25, "auto", 4.0),
     _prelu(-0.5, "auto", 4.0),
     _prelu(0.0, "input", 4.0),
-    _prelu(0.25, "output", 2.0),
+    _prelu(0.25, "output", 2.125),
+    _prelu(-0.5, "output", 2.125),
     _rrelu(0.125, 1 / 3, 2.0),
     _rrelu(-0.5, 0.5, 4.0),
     ActivationCase(
@@ -240,15 +242,16 @@ ACTIVATION_CASES = [
     _mpelu(1.5, 0.5, "input", 4.0),
     ActivationCase(
         "erelu:0.4",
-        lambda x: F.erelu(x, 0.4, True, seed=seed()),
+        lambda x: F.erelu(x, 0.4, True, seed=seed(x)),
         lambda x: np.where(x <= 0, 0.0, oracles.linear_sides(x, 0.0, _uniform(x, 0.6, 1.4))),
         lambda x: oracles.linear_sides_slope(x, 0.0, _uniform(x, 0.6, 1.4)),
         zm.nn.EReLU,
         noisy=True,
     ),
-    _eprelu(True, "auto", 4.0),
-    _eprelu(True, "output", 2.0),
-    _eprelu(False, "auto", 4.0),
+    _eprelu(True, 0.1, "auto", 4.0),
+    _eprelu(True, 0.1, "output", 2.125),
+    _eprelu(False, 0.1, "auto", 4.0),
+    _eprelu(False, -0.3, "output", 2.125),
     _eelu(True, 1.0, "auto", 2.0),
     _eelu(True, 0.6, "input", 4.0),
     _eelu(False, 1.0, "auto", 2.0),

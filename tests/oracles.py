@@ -124,28 +124,32 @@ def mish_slope(x: Array) -> Array:
     return slope
 
 
-def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox-4x32-10 in Python's unbounded integers."""
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 7) -> tuple[int, int, int, int]:
+    """Philox-4x32 in Python's unbounded integers."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(10):
+    for _ in range(rounds):
         first, second = 0xD2511F53 * c0, 0xCD9E8D57 * c2
         c0, c1, c2, c3 = (second >> 32) ^ c1 ^ k0, second & 0xFFFFFFFF, (first >> 32) ^ c3 ^ k1, first & 0xFFFFFFFF
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, count: int, stream: int = 0) -> Array:
-    """The uniforms of one seed, in element order, rounded to float32 as specified."""
+def random_words(seed: int, count: int, stream: int = 0) -> list[int]:
+    """The words of one seed, each of which serves two elements."""
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
-    words = [w for call in range((count + 3) // 4) for w in philox((call, 0, stream, 0), key)]
-    folded = np.array([2**32 - 1 - w if w >= 2**31 else w for w in words][:count], dtype=np.float32)
-    return (folded * np.float32(4.6566127342e-10)).astype(np.float64)
+    return [word for group in range((count + 7) // 8) for word in philox((group, 0, stream, 0), key)]
+
+
+def uniform(seed: int, count: int, stream: int = 0) -> Array:
+    """The uniforms of one seed, in element order."""
+    halves = [half for word in random_words(seed, count, stream) for half in (word % 2**16, word // 2**16)]
+    return (np.array(halves[:count], dtype=np.float64) + 0.5) / 2**16
 
 
 def normal(seed: int, count: int) -> Array:
     """The normals of one seed, in element order."""
-    pairs = uniform(seed, (count + 3) // 4 * 4).reshape(-1, 2)
-    radius, angle = np.sqrt(-2 * np.log(np.maximum(pairs[:, 0], 1e-7))), 2 * math.pi * pairs[:, 1]
+    words = np.array(random_words(seed, count), dtype=np.int64)
+    radius, angle = np.sqrt(-2 * np.log((words // 2**14 + 0.5) / 2**18)), 2 * math.pi * (words % 2**14) / 2**14
     both: Array = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return both.ravel()[:count]

@@ -103,6 +103,24 @@ def test_a_given_seed_survives_recomputation_in_the_backward_pass(setting: dict[
         assert_backward_has_the_forward_noise(module)
 
 
+@pytest.mark.parametrize("setting", [{"activation_memory_budget": 0.1}, {"aggressive_recomputation": True}], ids=str)
+@pytest.mark.parametrize("name", ["rrelu", "eelu"])
+def test_a_drawn_seed_is_not_drawn_again_in_the_backward_pass(name: str, setting: dict[str, object]) -> None:
+    """On one side of 0 the function is k z for z = e^x, so k z^2 has the slope 2 k z^2: the result itself, twice."""
+    torch.manual_seed(0)
+    module, sign = zm.nn.by_name(name), -1.0 if name == "rrelu" else 1.0
+
+    def call(x: Tensor) -> Tensor:
+        z = sign * x.exp()
+        return module(z) * z  # type: ignore[no-any-return]
+
+    x = torch.rand(2000, requires_grad=True)
+    with torch._functorch.config.patch(setting):
+        y = torch.compile(call, fullgraph=True)(x)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, 2 * y.detach())
+
+
 @pytest.mark.parametrize("name", zm.nn.ACTIVATIONS)
 def test_evaluation_exports_to_plain_operators(name: str) -> None:
     module = zm.nn.by_name(name).eval()

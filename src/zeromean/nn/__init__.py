@@ -9,6 +9,7 @@ from zeromean.nn.init import gain as gain
 from zeromean.nn.init import init_ as init_
 from zeromean.nn.init import moments as moments
 from zeromean.nn.init import taylor_gain as taylor_gain
+from zeromean.nn.linear import LinearAct as LinearAct
 from zeromean.nn.mpelu import MPELU as MPELU
 from zeromean.nn.pelu import PELU as PELU
 from zeromean.nn.prelu import EPReLU as EPReLU

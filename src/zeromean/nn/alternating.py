@@ -36,9 +36,7 @@ class AlternatingPasses(torch.nn.Module):
     The turn is a bool buffer, changed in place by each training forward pass, so it is saved with the model and changes
     inside a compiled graph too. The published code changes it in evaluation passes as well; here an evaluation leaves
     no trace (our choice). A pass run again by activation checkpointing repeats the latest turn, which is right as long
-    as the layer is used once in the checkpointed part. Compiler settings that recompute more than by default
-    (``activation_memory_budget`` below 1, ``aggressive_recomputation``) need a seed that is given: they would draw a
-    new one in the backward pass.
+    as the layer is used once in the checkpointed part.
 
     Attributes:
         seed: If set, the noise's seed (see `zeromean.functional.eelu`); if None, each pass draws one.

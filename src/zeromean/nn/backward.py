@@ -4,10 +4,12 @@ A layer that follows an activation keeps the activation's output anyway, as its 
 nothing but its output adds no memory: 2 bytes an element instead of 4 in bfloat16.
 """
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from zeromean.kernels import Keep, fused, packs, small
 
 Save = Literal["auto", "output", "input"]
 
@@ -18,22 +20,50 @@ def check_save(save: Save) -> None:
         raise ValueError(f"save must be one of {', '.join(get_args(Save))}, got {save!r}: leave it at 'auto' if unsure")
 
 
-def keeps_output(save: Save, output_suffices: bool) -> bool:
-    """Whether to keep the output: asked for, or left to us where the output is known to suffice."""
-    return save == "output" or (save == "auto" and output_suffices)
+def what_to_keep(save: Save, x: Tensor, output_suffices: bool, parameter: Tensor | None = None) -> Keep:
+    """From what the caller asked for to what is kept.
+
+    Args:
+        save: As the caller gave it.
+        x: The input.
+        output_suffices: Whether the output tells the side of the input; if not, it is kept with a sign bit, by default
+            where the fused programs pack those on the way.
+        parameter: The learnable slopes, if any, aligned to x.
+    """
+    if save == "input":
+        return "input"
+    if output_suffices:
+        return "output"
+    if save == "output" or (fused(x) and (parameter is None or packs(x, parameter))):
+        return "signs"
+    return "input"
+
+
+def quick(save: Save, x: Tensor) -> bool:
+    """Whether to hand a call to torch at once: few elements on a GPU, where each microsecond before a launch counts."""
+    return save == "auto" and small(x)
+
+
+def left_to_torch(save: Save, x: Tensor, keep: Keep, record: bool) -> bool:
+    """Whether torch's own operator does what is wanted: for export, few elements, or nothing to save on this device."""
+    if exporting() or quick(save, x):
+        return True
+    return not fused(x) and (keep == "input" or not record)
+
+
+def exporting() -> bool:
+    """Whether `torch.export` is at work, whose programs are to hold ATen operators only.
+
+    `torch.compiler.is_exporting` is not asked: torch 2.11 answers yes inside every compiled function.
+    """
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 
 def backward_may_follow(*tensors: Tensor) -> bool:
     """Whether autograd records this call; if not, plain ATen operators do, and an exported program holds only those."""
-    if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+    if exporting() or not torch.is_grad_enabled():
         return False
     return any(tensor.requires_grad for tensor in tensors)
-
-
-def apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
-    """Call an autograd function of one output, with a type."""
-    output: Tensor = function.apply(*inputs)
-    return output
 
 
 def widen(tensor: Tensor) -> Tensor:

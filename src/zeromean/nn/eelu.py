@@ -21,12 +21,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeromean.kernels import Operator
 from zeromean.nn.alternating import AlternatingPasses
-from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output
-from zeromean.nn.mpelu import ScaledExponential, formula, mpelu, plain, slope_noise
+from zeromean.nn.backward import Save, backward_may_follow, check_save, what_to_keep
+from zeromean.nn.mpelu import formula, mpelu, plain, slope
 from zeromean.nn.noise import resolve_seed
-from zeromean.nn.parameters import SMALLEST, align, at_least, check_positive
-from zeromean.nn.slope_noise import LARGEST_DEVIATION, as_flag, check_epsilon, learn_in_quiet_passes
+from zeromean.nn.parameters import SMALLEST, align, check_positive
+from zeromean.nn.slope_noise import LARGEST_DEVIATION, as_flag, check_epsilon, learn_in_quiet_passes, normal_slope
+
+
+def _slope_noise(seed: Tensor, noisy: Tensor, x: Tensor, epsilon: float) -> Tensor:
+    """The random k of a noisy pass, 1 in a quiet one."""
+    return torch.where(noisy, normal_slope(seed, x, epsilon), 1.0)
+
+
+def _value(x: Tensor, alpha: Tensor, beta: Tensor, seed: Tensor, noisy: Tensor, epsilon: float) -> Tensor:
+    # Inside torch.vmap autograd follows this and not the derivative below.
+    alpha, beta = learn_in_quiet_passes(alpha, noisy), learn_in_quiet_passes(beta, noisy)
+    return formula(x, alpha, beta, _slope_noise(seed, noisy, x, epsilon))
+
+
+def _slope(
+    gradient: Tensor,
+    kept: Tensor,
+    positive: None,
+    alpha: Tensor,
+    beta: Tensor,
+    seed: Tensor,
+    noisy: Tensor,
+    epsilon: float,
+    output_kept: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    alpha, beta = learn_in_quiet_passes(alpha, noisy), learn_in_quiet_passes(beta, noisy)
+    k = _slope_noise(seed, noisy, kept, epsilon)
+    dx, dalpha, dbeta = slope(gradient, kept, alpha, beta, k, output_kept)
+    return dx, torch.where(noisy, 0.0, dalpha), torch.where(noisy, 0.0, dbeta)
+
+
+_EELU = Operator("eelu", _value, _slope, zero_positive=True)
 
 
 def eelu(
@@ -62,11 +94,9 @@ def eelu(
     if not training:
         return mpelu(x, alpha, beta, save=save)
     seed, noisy = resolve_seed(seed, x), as_flag(noisy, x)
-    alpha = at_least(learn_in_quiet_passes(align(alpha, x, "alpha"), noisy), SMALLEST)
-    beta = at_least(learn_in_quiet_passes(align(beta, x, "beta"), noisy), SMALLEST)
-    if backward_may_follow(x, alpha, beta):
-        return apply(ScaledExponential, x, alpha, beta, seed, noisy, epsilon, keeps_output(save, True))
-    return formula(x, alpha, beta, slope_noise(seed, noisy, x, epsilon))
+    alpha, beta = align(alpha, x, "alpha"), align(beta, x, "beta")
+    record = backward_may_follow(x, alpha, beta)
+    return _EELU(x, alpha, beta, seed, noisy, epsilon, keep=what_to_keep(save, x, True), record=record)
 
 
 class EELU(AlternatingPasses):

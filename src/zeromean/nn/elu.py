@@ -6,7 +6,8 @@ r"""The exponential linear unit and its two fixed relatives: ELU, SELU, CELU.
 
 All three are s·x and s·alpha·(e^(c x) - 1) for a scale s and an input scale c. On the negative side the derivative
 s c alpha e^(c x) equals c (y + s alpha) for the output y, so the output alone serves the backward pass, as long as
-its sign tells the sign of the input: alpha >= 0. At x = 0 the derivative is that of the negative side.
+its sign tells the sign of the input: alpha >= 0. For a negative alpha one bit more does. At x = 0 the derivative is
+that of the negative side.
 
 Sources: Clevert, Unterthiner, Hochreiter, "Fast and accurate deep network learning by exponential linear units", ICLR
 2016; Klambauer et al., "Self-normalizing neural networks", NeurIPS 2017; Barron, "Continuously differentiable
@@ -14,36 +15,52 @@ exponential linear units", 2017.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output
+from zeromean.kernels import Operator
+from zeromean.nn.backward import Save, backward_may_follow, check_save, left_to_torch, quick, what_to_keep, widen
 
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
 
-class _FromOutput(torch.autograd.Function):
-    """The whole family, with the output alone kept for the backward pass."""
+def _value(
+    x: Tensor, p0: None, p1: None, seed: None, noisy: None, alpha: float, scale: float, input_scale: float
+) -> Tensor:
+    return torch.ops.aten.elu(x, alpha, scale, input_scale)  # type: ignore[no-any-return]
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(x: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
-        return torch.ops.aten.elu(x, alpha, scale, input_scale)  # type: ignore[no-any-return]
+def _slope(
+    gradient: Tensor,
+    kept: Tensor,
+    positive: Tensor | None,
+    p0: None,
+    p1: None,
+    seed: None,
+    noisy: None,
+    alpha: float,
+    scale: float,
+    input_scale: float,
+    output_kept: bool,
+) -> tuple[Tensor, None, None]:
+    if positive is None:
+        return torch.ops.aten.elu_backward(gradient, alpha, scale, input_scale, output_kept, kept), None, None
+    negative = input_scale * (widen(kept) + scale * alpha)
+    return (widen(gradient) * torch.where(positive, scale, negative)).to(gradient.dtype), None, None
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.coefficients = inputs[1:]
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.elu_backward(gradient, *ctx.coefficients, True, y), None, None, None
+_ELU = Operator("elu", _value, _slope)
+
+
+def _apply(x: Tensor, alpha: float, scale: float, input_scale: float, save: Save) -> Tensor | None:
+    """The whole family; None where torch's own operator does what is wanted."""
+    keep, record = what_to_keep(save, x, alpha >= 0), backward_may_follow(x)
+    if input_scale < 0 or left_to_torch(save, x, keep, record):
+        return None
+    return _ELU(x, None, None, None, None, alpha, scale, input_scale, keep=keep, record=record)
 
 
 def elu(x: Tensor, alpha: float = 1.0, inplace: bool = False, *, save: Save = "auto") -> Tensor:
@@ -53,17 +70,17 @@ def elu(x: Tensor, alpha: float = 1.0, inplace: bool = False, *, save: Save = "a
         x: Any shape, any floating-point type.
         alpha: Minus the value approached at large negative x.
         inplace: Overwrite x with the result.
-        save: What to keep for the backward pass. "auto" is the output for alpha >= 0, at no extra memory before a
-            layer that keeps its input, else the input. In bfloat16 the slope from the output is off by up to 0.002,
-            and zero below x = -6.2; "input" gives it in full.
+        save: What to keep for the backward pass. "auto" is the output, at no extra memory before a layer that keeps its
+            input; for alpha < 0, one bit an element more on a GPU, and the input elsewhere. On a GPU, small tensors
+            outside a compiled program are left to torch, which keeps both. In bfloat16 the slope from the output is off
+            by up to 0.002, and zero below x = -6.2; "input" gives it in full.
 
     Raises:
-        ValueError: If alpha is a bool, or negative where the output is kept or overwrites x.
+        ValueError: If alpha is a bool, or negative where the output overwrites x.
     """
-    _check_alpha(alpha, "elu", save, inplace)
-    if not inplace and keeps_output(save, alpha >= 0) and backward_may_follow(x):
-        return apply(_FromOutput, x, alpha, 1.0, 1.0)
-    return F.elu(x, alpha, inplace)
+    check_alpha(alpha, "elu", save, inplace)
+    y = None if inplace or quick(save, x) else _apply(x, alpha, 1.0, 1.0, save)
+    return F.elu(x, alpha, inplace) if y is None else y
 
 
 def selu(x: Tensor, inplace: bool = False, *, save: Save = "auto") -> Tensor:
@@ -77,10 +94,9 @@ def selu(x: Tensor, inplace: bool = False, *, save: Save = "auto") -> Tensor:
     Raises:
         ValueError: If save is unknown, or "input" together with inplace.
     """
-    _check_alpha(SELU_ALPHA, "selu", save, inplace)
-    if not inplace and keeps_output(save, True) and backward_may_follow(x):
-        return apply(_FromOutput, x, SELU_ALPHA, SELU_SCALE, 1.0)
-    return F.selu(x, inplace)
+    check_alpha(SELU_ALPHA, "selu", save, inplace)
+    y = None if inplace or quick(save, x) else _apply(x, SELU_ALPHA, SELU_SCALE, 1.0, save)
+    return F.selu(x, inplace) if y is None else y
 
 
 def celu(x: Tensor, alpha: float = 1.0, inplace: bool = False, *, save: Save = "auto") -> Tensor:
@@ -95,13 +111,13 @@ def celu(x: Tensor, alpha: float = 1.0, inplace: bool = False, *, save: Save = "
     Raises:
         ValueError: If alpha is 0 or a bool, or negative where the output is kept or overwrites x.
     """
-    _check_alpha(alpha, "celu", save, inplace)
-    if not inplace and keeps_output(save, alpha > 0) and backward_may_follow(x):
-        return apply(_FromOutput, x, alpha, 1.0, 1.0 / alpha)
-    return F.celu(x, alpha, inplace)
+    check_alpha(alpha, "celu", save, inplace)
+    y = None if inplace or quick(save, x) else _apply(x, alpha, 1.0, 1.0 / alpha, save)
+    return F.celu(x, alpha, inplace) if y is None else y
 
 
-def _check_alpha(alpha: float, name: str, save: Save, inplace: bool) -> None:
+def check_alpha(alpha: float, name: str, save: Save, inplace: bool) -> None:
+    """Raise ValueError for an alpha that cannot be, or not with what is kept."""
     if isinstance(alpha, bool):
         raise ValueError(f"alpha of {name} must be a number, got {alpha}: write inplace={alpha} to set inplace")
     if not -math.inf < alpha < math.inf:
@@ -111,7 +127,7 @@ def _check_alpha(alpha: float, name: str, save: Save, inplace: bool) -> None:
     check_save(save)
     if inplace and save == "input":
         raise ValueError(f"{name} cannot keep the input that it overwrites: choose inplace=False or save='auto'")
-    if alpha < 0 and (inplace or save == "output"):
+    if alpha < 0 and (inplace or (save == "output" and name == "celu")):
         raise ValueError(
             f"alpha of {name} must be >= 0 where only the output is kept, got {alpha}: its sign no longer tells the "
             "input's. Choose inplace=False and save='auto'"
@@ -131,7 +147,7 @@ class ELU(torch.nn.ELU):
     """
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False, *, save: Save = "auto") -> None:
-        _check_alpha(alpha, "elu", save, inplace)
+        check_alpha(alpha, "elu", save, inplace)
         super().__init__(alpha, inplace)
         self.save = save
 
@@ -152,7 +168,7 @@ class SELU(torch.nn.SELU):
     """
 
     def __init__(self, inplace: bool = False, *, save: Save = "auto") -> None:
-        _check_alpha(SELU_ALPHA, "selu", save, inplace)
+        check_alpha(SELU_ALPHA, "selu", save, inplace)
         super().__init__(inplace)
         self.save = save
 
@@ -174,7 +190,7 @@ class CELU(torch.nn.CELU):
     """
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False, *, save: Save = "auto") -> None:
-        _check_alpha(alpha, "celu", save, inplace)
+        check_alpha(alpha, "celu", save, inplace)
         super().__init__(alpha, inplace)
         self.save = save
 

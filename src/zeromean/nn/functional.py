@@ -4,6 +4,9 @@ from zeromean.nn.eelu import eelu as eelu
 from zeromean.nn.elu import celu as celu
 from zeromean.nn.elu import elu as elu
 from zeromean.nn.elu import selu as selu
+from zeromean.nn.fused import bias_elu as bias_elu
+from zeromean.nn.fused import elu_add as elu_add
+from zeromean.nn.linear import linear_act as linear_act
 from zeromean.nn.mpelu import mpelu as mpelu
 from zeromean.nn.pelu import pelu as pelu
 from zeromean.nn.prelu import eprelu as eprelu

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output, widen
-from zeromean.nn.noise import complement
+from zeromean.kernels import Operator
+from zeromean.nn.backward import Save, backward_may_follow, check_save, exporting, what_to_keep, widen
 from zeromean.nn.parameters import SMALLEST, align, at_least, check_positive, sum_to
-from zeromean.nn.slope_noise import normal_slope
 
 
 class NegativeSide(NamedTuple):
@@ -50,66 +49,47 @@ def from_input(x: Tensor, beta: Tensor) -> NegativeSide:
 
 
 def formula(x: Tensor, alpha: Tensor, beta: Tensor, k: Tensor | None = None) -> Tensor:
-    """K x for x >= 0 (k = 1 if None), alpha (e^(beta x) - 1) otherwise, for aligned, positive alpha and beta."""
+    """K x for x >= 0 (k = 1 if None), alpha (e^(beta x) - 1) otherwise, for aligned alpha and beta."""
+    alpha, beta = at_least(alpha, SMALLEST), at_least(beta, SMALLEST)
     wide = widen(x)
     # Clamped, so that the side not chosen stays finite, and so does its gradient.
     negative = alpha * torch.expm1(beta * wide.clamp(max=0))
     return torch.where(wide < 0, negative, wide if k is None else wide * k).to(x.dtype)
 
 
-def slope_noise(seed: Tensor | None, noisy: Tensor | None, x: Tensor, epsilon: float) -> Tensor | None:
-    """EELU's k for a noisy pass, 1 for a quiet one, None without noise."""
-    if seed is None or noisy is None:
-        return None
-    return torch.where(noisy, normal_slope(seed, x, epsilon), 1.0)
+def slope(
+    gradient: Tensor, kept: Tensor, alpha: Tensor, beta: Tensor, k: Tensor | None, output_kept: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of the file's first lines, from the output or from the input."""
+    alpha, beta = at_least(alpha, SMALLEST), at_least(beta, SMALLEST)
+    wide, g = widen(kept), widen(gradient)
+    side = from_output(wide, alpha) if output_kept else from_input(wide, beta)
+    # With k = 0 an input above 0 gives an output of 0, an input below never does: so 0 counts as positive.
+    negative = wide < 0
+    dx = torch.where(negative, g * (alpha * beta * side.decay), g if k is None else g * k)
+    dalpha = sum_to(torch.where(negative, g * side.ratio, 0.0), alpha)
+    dbeta = sum_to(torch.where(negative, g * (alpha * side.decay * side.exponent / beta), 0.0), beta)
+    return dx.to(gradient.dtype), dalpha, dbeta
 
 
-class ScaledExponential(torch.autograd.Function):
-    """MPELU, and EELU if there is a seed, with the output or the input kept."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        seed: Tensor | None,
-        noisy: Tensor | None,
-        epsilon: float,
-        output_kept: bool,
-    ) -> Tensor:
-        """Apply `formula`."""
-        return formula(x, alpha, beta, slope_noise(seed, noisy, x, epsilon))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep one tensor of x's size, the parameters, and the seed."""
-        x, alpha, beta, seed, noisy, ctx.epsilon, ctx.output_kept = inputs
-        ctx.save_for_backward(
-            output if ctx.output_kept else x, alpha, beta, None if seed is None else complement(seed), noisy
-        )
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The derivative of the file's first lines."""
-        kept, alpha, beta, sealed, noisy = ctx.saved_tensors
-        wide, g = widen(kept), widen(gradient)
-        side = from_output(wide, alpha) if ctx.output_kept else from_input(wide, beta)
-        k = slope_noise(None if sealed is None else complement(sealed), noisy, kept, ctx.epsilon)
-        # With k = 0 an input above 0 gives an output of 0, an input below never does: so 0 counts as positive.
-        negative = wide < 0
-        dx = torch.where(negative, g * (alpha * beta * side.decay), g if k is None else g * k)
-        dalpha, dbeta = None, None
-        if ctx.needs_input_grad[1]:
-            dalpha = sum_to(torch.where(negative, g * side.ratio, 0.0), alpha)
-        if ctx.needs_input_grad[2]:
-            dbeta = sum_to(torch.where(negative, g * (alpha * side.decay * side.exponent / beta), 0.0), beta)
-        return dx.to(gradient.dtype), dalpha, dbeta, None, None, None, None
+def _value(x: Tensor, alpha: Tensor, beta: Tensor, seed: None, noisy: None) -> Tensor:
+    return formula(x, alpha, beta)
 
 
-def _aligned(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    return at_least(align(alpha, x, "alpha"), SMALLEST), at_least(align(beta, x, "beta"), SMALLEST)
+def _slope(
+    gradient: Tensor,
+    kept: Tensor,
+    positive: None,
+    alpha: Tensor,
+    beta: Tensor,
+    seed: None,
+    noisy: None,
+    output_kept: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return slope(gradient, kept, alpha, beta, None, output_kept)
+
+
+_MPELU = Operator("mpelu", _value, _slope, zero_positive=True)
 
 
 def mpelu(x: Tensor, alpha: Tensor, beta: Tensor, *, save: Save = "auto") -> Tensor:
@@ -128,15 +108,15 @@ def mpelu(x: Tensor, alpha: Tensor, beta: Tensor, *, save: Save = "auto") -> Ten
         ValueError: If alpha or beta does not fit x.
     """
     check_save(save)
-    alpha, beta = _aligned(x, alpha, beta)
-    if backward_may_follow(x, alpha, beta):
-        return apply(ScaledExponential, x, alpha, beta, None, None, 0.0, keeps_output(save, True))
-    return formula(x, alpha, beta)
+    alpha, beta = align(alpha, x, "alpha"), align(beta, x, "beta")
+    if exporting():
+        return formula(x, alpha, beta)
+    return _MPELU(x, alpha, beta, keep=what_to_keep(save, x, True), record=backward_may_follow(x, alpha, beta))
 
 
 def plain(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """MPELU by plain operators, for evaluation and export."""
-    return formula(x, *_aligned(x, alpha, beta))
+    return formula(x, align(alpha, x, "alpha"), align(beta, x, "beta"))
 
 
 class MPELU(torch.nn.Module):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from zeromean.nn.backward import backward_may_follow
+from zeromean.nn.backward import exporting
 
 # Read instead of zero where a parameter must stay positive: at exactly zero the output would forget the input, and with
 # it the gradient that could bring the parameter back. A power of two well inside float16.
@@ -62,6 +62,7 @@ def sum_to(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 def at_least(parameter: Tensor, bound: float) -> Tensor:
     """Read a parameter as at least ``bound``; its gradient passes straight through, so a stored value can come back."""
-    if not backward_may_follow(parameter):
+    # A parameter inside torch.vmap does not tell that it requires a gradient.
+    if exporting() or torch.jit.is_tracing() or not torch.is_grad_enabled():  # type: ignore[attr-defined, no-untyped-call]
         return parameter.clamp(min=bound)
     return torch.where(parameter < bound, bound + (parameter - parameter.detach()), parameter)

@@ -17,48 +17,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output, widen
+from zeromean.kernels import Operator
+from zeromean.nn.backward import Save, backward_may_follow, check_save, exporting, what_to_keep, widen
 from zeromean.nn.mpelu import from_input, from_output
 from zeromean.nn.parameters import align, at_least, check_positive, sum_to
 
 _LOWER_BOUND = 0.1
 
 
-def _formula(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _formula(x: Tensor, a: Tensor, b: Tensor, *absent: None) -> Tensor:
+    a, b = at_least(a, _LOWER_BOUND), at_least(b, _LOWER_BOUND)
     scaled = widen(x) / b
     return (a * torch.where(scaled < 0, torch.expm1(scaled.clamp(max=0)), scaled)).to(x.dtype)
 
 
-class _PELU(torch.autograd.Function):
+def _slope(
+    gradient: Tensor,
+    kept: Tensor,
+    positive: None,
+    a: Tensor,
+    b: Tensor,
+    seed: None,
+    noisy: None,
+    output_kept: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The derivative, from the output or from the input."""
+    a, b = at_least(a, _LOWER_BOUND), at_least(b, _LOWER_BOUND)
+    wide, g = widen(kept), widen(gradient)
+    side = from_output(wide, a) if output_kept else from_input(wide, 1 / b)
+    u, negative = wide / (a if output_kept else b), wide < 0
+    dx = torch.where(negative, side.decay, 1.0) * (a / b) * g
+    da = sum_to(g * torch.where(negative, side.ratio, u), a)
+    db = sum_to(-g * (a / b) * torch.where(negative, side.exponent * side.decay, u), b)
+    return dx.to(gradient.dtype), da, db
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(x: Tensor, a: Tensor, b: Tensor, output_kept: bool) -> Tensor:
-        return _formula(x, a, b)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, a, b, ctx.output_kept = inputs
-        ctx.save_for_backward(output if ctx.output_kept else x, a, b)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kept, a, b = ctx.saved_tensors
-        wide, g = widen(kept), widen(gradient)
-        side = from_output(wide, a) if ctx.output_kept else from_input(wide, 1 / b)
-        u, negative = wide / (a if ctx.output_kept else b), wide < 0
-        dx, da, db = torch.where(negative, side.decay, 1.0) * (a / b) * g, None, None
-        if ctx.needs_input_grad[1]:
-            da = sum_to(g * torch.where(negative, side.ratio, u), a)
-        if ctx.needs_input_grad[2]:
-            db = sum_to(-g * (a / b) * torch.where(negative, side.exponent * side.decay, u), b)
-        return dx.to(gradient.dtype), da, db, None
+_PELU = Operator("pelu", _formula, _slope, zero_positive=True)
 
 
 def _aligned(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return at_least(align(a, x, "a"), _LOWER_BOUND), at_least(align(b, x, "b"), _LOWER_BOUND)
+    return align(a, x, "a"), align(b, x, "b")
 
 
 def pelu(x: Tensor, a: Tensor, b: Tensor, *, save: Save = "auto") -> Tensor:
@@ -78,9 +76,9 @@ def pelu(x: Tensor, a: Tensor, b: Tensor, *, save: Save = "auto") -> Tensor:
     """
     check_save(save)
     a, b = _aligned(x, a, b)
-    if backward_may_follow(x, a, b):
-        return apply(_PELU, x, a, b, keeps_output(save, True))
-    return _formula(x, a, b)
+    if exporting():
+        return _formula(x, a, b)
+    return _PELU(x, a, b, keep=what_to_keep(save, x, True), record=backward_may_follow(x, a, b))
 
 
 class PELU(torch.nn.Module):

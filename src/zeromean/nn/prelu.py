@@ -4,9 +4,11 @@ r"""Rectifiers with a learnable negative slope: PReLU and its noisy form EPReLU.
     EPReLU(x) = k x for x >= 0,   weight x otherwise,    k ~ U(1 - epsilon, 1 + epsilon) for each element
 
 EPReLU trains in alternating passes: in a noisy pass k is random and the weight gets no gradient, in the next k = 1 and
-the weight learns; in evaluation k = 1. The slope may take any sign, so by default the input is kept for the backward
-pass: 4 bytes an element in bfloat16 together with the next layer's copy of the output. Whoever knows that the slope
-stays positive may choose save="output" and halve that.
+the weight learns; in evaluation k = 1. The slope may take any sign, so what is kept for the backward pass is the
+output and one bit an element for the input's side: 2.125 bytes an element in bfloat16, where the input would make it 4
+together with the next layer's copy of the output. It is the default on a GPU, where the bits are packed on the way, and
+to be chosen elsewhere (save="output"). A slope of 0 would make the output forget the input, so slopes smaller than
+2^-100 (2^-14 in float16) in size are read as that then.
 
 Sources: He et al., "Delving deep into rectifiers", ICCV 2015 (PReLU; initial slope 0.25 recalled, not checked against
 the paper); Jiang et al., 2018 (EPReLU; definition, initial slope 0.1 and epsilon 0.4 from a later public
@@ -19,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zeromean.kernels import Keep, Operator, fused
 from zeromean.nn.alternating import AlternatingPasses
-from zeromean.nn.backward import Save, apply, backward_may_follow, check_save, keeps_output, widen
-from zeromean.nn.noise import complement, resolve_seed
+from zeromean.nn.backward import Save, backward_may_follow, check_save, exporting, quick, what_to_keep, widen
+from zeromean.nn.noise import resolve_seed
 from zeromean.nn.parameters import align, check_initial, sum_to
 from zeromean.nn.slope_noise import REACH, as_flag, check_epsilon, learn_in_quiet_passes, uniform_slope
 
@@ -39,35 +42,65 @@ def _slope_noise(seed: Tensor | None, noisy: Tensor | None, x: Tensor, epsilon: 
     return torch.where(noisy, uniform_slope(seed, x, 1 - epsilon, 1 + epsilon), 1.0)
 
 
-class _LearnableSlope(torch.autograd.Function):
+def _smallest(keep: Keep, x: Tensor) -> float:
+    """The smallest slope that is told from 0: an output smaller than its type can hold would forget the input."""
+    if keep == "input":
+        return 0.0
+    return 2.0**-14 if x.dtype == torch.float16 else 2.0**-100
+
+
+def _away_from_zero(weight: Tensor, smallest: float) -> Tensor:
+    return torch.where(weight.abs() < smallest, smallest + (weight - weight.detach()), weight)
+
+
+def _value(
+    x: Tensor,
+    weight: Tensor,
+    p1: None,
+    seed: Tensor | None,
+    noisy: Tensor | None,
+    smallest: float,
+    epsilon: float,
+) -> Tensor:
+    if noisy is not None:
+        # Inside torch.vmap autograd follows this and not the derivative below.
+        weight = learn_in_quiet_passes(weight, noisy)
+    return _formula(x, _away_from_zero(weight, smallest), _slope_noise(seed, noisy, x, epsilon))
+
+
+def _slope(
+    gradient: Tensor,
+    kept: Tensor,
+    positive: Tensor | None,
+    weight: Tensor,
+    p1: None,
+    seed: Tensor | None,
+    noisy: Tensor | None,
+    smallest: float,
+    epsilon: float,
+    output_kept: bool,
+) -> tuple[Tensor, Tensor, None]:
     """The derivative: dx = k or weight by the sign of x, dweight = sum of x over x < 0."""
+    if noisy is not None:
+        weight = learn_in_quiet_passes(weight, noisy)
+    weight = _away_from_zero(weight, smallest)
+    k = _slope_noise(seed, noisy, kept, epsilon)
+    if positive is None:
+        positive = kept > 0 if k is None else (kept < 0).logical_not()
+    wide = widen(gradient)
+    dx = torch.where(positive, wide if k is None else wide * k, wide * weight).to(gradient.dtype)
+    x = widen(kept) / weight if output_kept else widen(kept)
+    dweight = sum_to(torch.where(positive, 0.0, wide * x), weight)
+    return dx, dweight if noisy is None else torch.where(noisy, 0.0, dweight), None
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, seed: Tensor | None, noisy: Tensor | None, epsilon: float, output_kept: bool
-    ) -> Tensor:
-        return _formula(x, weight, _slope_noise(seed, noisy, x, epsilon))
+_PRELU = Operator("prelu", _value, _slope)
+_EPRELU = Operator("eprelu", _value, _slope, zero_positive=True)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, seed, noisy, ctx.epsilon, ctx.output_kept = inputs
-        ctx.save_for_backward(
-            output if ctx.output_kept else x, weight, None if seed is None else complement(seed), noisy
-        )
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, sealed, noisy = ctx.saved_tensors
-        k = _slope_noise(None if sealed is None else complement(sealed), noisy, kept, ctx.epsilon)
-        wide = widen(gradient)
-        positive = kept > 0 if k is None else kept >= 0
-        dx = torch.where(positive, wide if k is None else wide * k, wide * weight).to(gradient.dtype)
-        if not ctx.needs_input_grad[1]:
-            return dx, None, None, None, None, None
-        x = widen(kept) / weight if ctx.output_kept else widen(kept)
-        return dx, sum_to(torch.where(positive, 0.0, wide * x), weight), None, None, None, None
+def _torch_takes(weight: Tensor, x: Tensor) -> bool:
+    fits = weight.ndim == 1 and x.ndim > 1 and weight.shape[0] in (1, x.shape[1])
+    return fits and weight.dtype == x.dtype
 
 
 def prelu(x: Tensor, weight: Tensor, *, save: Save = "auto") -> Tensor:
@@ -77,17 +110,21 @@ def prelu(x: Tensor, weight: Tensor, *, save: Save = "auto") -> Tensor:
         x: Any shape, any floating-point type; the arithmetic is in float32 at least.
         weight: One slope; or C slopes for the channels in dimension 1 of x; or a tensor of x's number of dimensions
             that broadcasts to x. Its type may differ from x's. Its gradient is summed in float32 at least.
-        save: What to keep for the backward pass. "auto" is the input, as a slope may take any sign; "output" is the
-            caller's promise that every slope stays positive.
+        save: What to keep for the backward pass. "output" is the output and one bit an element, and the default where
+            the fused programs pack those on the way; "input" the default elsewhere, and the most exact. On a GPU, small
+            tensors outside a compiled program are left to torch, which keeps both.
 
     Raises:
         ValueError: If the weight does not fit x.
     """
     check_save(save)
-    weight = align(weight, x, "weight")
-    if backward_may_follow(x, weight):
-        return apply(_LearnableSlope, x, weight, None, None, 0.0, keeps_output(save, False))
-    return _formula(x, weight, None)
+    if quick(save, x) and _torch_takes(weight, x):
+        return F.prelu(x, weight)
+    aligned = align(weight, x, "weight")
+    keep, record = what_to_keep(save, x, False, aligned), backward_may_follow(x, weight)
+    if exporting() or not (fused(x) or record):
+        return _formula(x, aligned, None)
+    return _PRELU(x, aligned, None, None, None, _smallest(keep, x), 0.0, keep=keep, record=record)
 
 
 def eprelu(
@@ -120,10 +157,9 @@ def eprelu(
     if not training:
         return prelu(x, weight, save=save)
     seed, noisy = resolve_seed(seed, x), as_flag(noisy, x)
-    weight = learn_in_quiet_passes(align(weight, x, "weight"), noisy)
-    if backward_may_follow(x, weight):
-        return apply(_LearnableSlope, x, weight, seed, noisy, epsilon, keeps_output(save, False))
-    return _formula(x, weight, _slope_noise(seed, noisy, x, epsilon))
+    weight = align(weight, x, "weight")
+    keep, record = what_to_keep(save, x, False, weight), backward_may_follow(x, weight)
+    return _EPRELU(x, weight, None, seed, noisy, _smallest(keep, x), epsilon, keep=keep, record=record)
 
 
 class PReLU(torch.nn.PReLU):

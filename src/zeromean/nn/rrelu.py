@@ -4,7 +4,8 @@ r"""Rectifiers with a random slope and nothing to learn: RReLU (negative side) a
     EReLU(x) = k x for x > 0,    0 otherwise,      k ~ U(1 - epsilon, 1 + epsilon) for each element
 
 In evaluation a = (lower + upper) / 2 and k = 1. The backward pass keeps the output and the seed, from which it makes
-the slopes again; RReLU keeps its input where lower <= 0, as the output's sign tells nothing then.
+the slopes again; where lower <= 0 the output's sign does not tell RReLU's side, and one bit an element is kept
+with it (or the input, off a GPU).
 
 Sources: Xu et al., "Empirical evaluation of rectified activations in convolutional network", 2015 (RReLU; bounds 1/8
 and 1/3 as in PyTorch, recalled, not checked against the paper); Jiang et al., 2018 (EReLU; definition and epsilon 0.4
@@ -12,61 +13,66 @@ from a later public implementation, not checked against the paper).
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zeromean.nn.backward import apply, backward_may_follow, widen
-from zeromean.nn.noise import complement, resolve_seed
+from zeromean.kernels import Operator, small
+from zeromean.nn.backward import backward_may_follow, what_to_keep, widen
+from zeromean.nn.noise import resolve_seed
 from zeromean.nn.slope_noise import REACH, check_epsilon, uniform_slope
 
 
-def _random_leak(x: Tensor, sign: Tensor, seed: Tensor, lower: float, upper: float) -> Tensor:
+def _random_leak(x: Tensor, positive: Tensor, seed: Tensor, lower: float, upper: float) -> Tensor:
     wide = widen(x)
-    return torch.where(sign > 0, wide, wide * uniform_slope(seed, x, lower, upper)).to(x.dtype)
+    return torch.where(positive, wide, wide * uniform_slope(seed, x, lower, upper)).to(x.dtype)
 
 
-class _RandomLeak(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, seed: Tensor, lower: float, upper: float) -> Tensor:
-        return _random_leak(x, x, seed, lower, upper)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, seed, ctx.lower, ctx.upper = inputs
-        ctx.save_for_backward(output if ctx.lower > 0 else x, complement(seed))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        kept, sealed = ctx.saved_tensors
-        return _random_leak(gradient, kept, complement(sealed), ctx.lower, ctx.upper), None, None, None
+def _leak_value(x: Tensor, p0: None, p1: None, seed: Tensor, noisy: None, lower: float, upper: float) -> Tensor:
+    return _random_leak(x, x > 0, seed, lower, upper)
 
 
-def _random_gain(x: Tensor, sign: Tensor, seed: Tensor, epsilon: float) -> Tensor:
+def _leak_slope(
+    gradient: Tensor,
+    kept: Tensor,
+    positive: Tensor | None,
+    p0: None,
+    p1: None,
+    seed: Tensor,
+    noisy: None,
+    lower: float,
+    upper: float,
+    output_kept: bool,
+) -> tuple[Tensor, None, None]:
+    return _random_leak(gradient, kept > 0 if positive is None else positive, seed, lower, upper), None, None
+
+
+def _random_gain(x: Tensor, negative: Tensor, seed: Tensor, epsilon: float) -> Tensor:
     k = uniform_slope(seed, x, 1 - epsilon, 1 + epsilon)
-    return torch.where(sign <= 0, 0.0, widen(x) * k).to(x.dtype)
+    return torch.where(negative, 0.0, widen(x) * k).to(x.dtype)
 
 
-class _RandomGain(torch.autograd.Function):
-    generate_vmap_rule = True
+def _gain_value(x: Tensor, p0: None, p1: None, seed: Tensor, noisy: None, epsilon: float) -> Tensor:
+    return _random_gain(x, x <= 0, seed, epsilon)
 
-    @staticmethod
-    def forward(x: Tensor, seed: Tensor, epsilon: float) -> Tensor:
-        return _random_gain(x, x, seed, epsilon)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, seed, ctx.epsilon = inputs
-        ctx.save_for_backward(output, complement(seed))
+def _gain_slope(
+    gradient: Tensor,
+    kept: Tensor,
+    positive: Tensor | None,
+    p0: None,
+    p1: None,
+    seed: Tensor,
+    noisy: None,
+    epsilon: float,
+    output_kept: bool,
+) -> tuple[Tensor, None, None]:
+    return _random_gain(gradient, kept <= 0, seed, epsilon), None, None
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        y, sealed = ctx.saved_tensors
-        return _random_gain(gradient, y, complement(sealed), ctx.epsilon), None, None
+
+_RRELU = Operator("rrelu", _leak_value, _leak_slope)
+_ERELU = Operator("erelu", _gain_value, _gain_slope)
 
 
 def rrelu(
@@ -87,7 +93,8 @@ def rrelu(
         training: Whether a is random; without it a = (lower + upper) / 2.
         inplace: Overwrite x with the result; the slopes are kept for the backward pass then, rounded to x's type.
         seed: int64, 0-d, or of x's number of dimensions with one seed a leading slice ([R, 1, 1]); the same seed gives
-            the same noise everywhere. None draws one from torch's default generator.
+            the same noise everywhere. None draws one from torch's default generator; small tensors on a GPU outside a
+            compiled program are left to torch then, which keeps their slopes.
 
     Raises:
         ValueError: If lower > upper, or the seed does not fit x.
@@ -95,12 +102,13 @@ def rrelu(
     _check_bounds(lower, upper)
     if not training:
         return F.leaky_relu(x, (lower + upper) / 2, inplace)
+    if seed is None and not inplace and small(x):
+        return F.rrelu(x, lower, upper, training=True)
     seed = resolve_seed(seed, x)
     if inplace:
-        return x.mul_(_random_leak(torch.ones_like(x), x.detach(), seed, lower, upper))
-    if backward_may_follow(x):
-        return apply(_RandomLeak, x, seed, lower, upper)
-    return _random_leak(x, x, seed, lower, upper)
+        return x.mul_(_random_leak(torch.ones_like(x), x.detach() > 0, seed, lower, upper))
+    keep, record = what_to_keep("auto", x, lower > 0), backward_may_follow(x)
+    return _RRELU(x, None, None, seed, None, lower, upper, keep=keep, record=record)
 
 
 def erelu(x: Tensor, epsilon: float = 0.4, training: bool = False, *, seed: Tensor | None = None) -> Tensor:
@@ -119,7 +127,7 @@ def erelu(x: Tensor, epsilon: float = 0.4, training: bool = False, *, seed: Tens
     if not training:
         return F.relu(x)
     seed = resolve_seed(seed, x)
-    return apply(_RandomGain, x, seed, epsilon) if backward_may_follow(x) else _random_gain(x, x, seed, epsilon)
+    return _ERELU(x, None, None, seed, None, epsilon, keep="output", record=backward_may_follow(x))
 
 
 def _check_bounds(lower: float, upper: float) -> None:

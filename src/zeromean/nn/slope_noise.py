@@ -27,8 +27,19 @@ def check_epsilon(epsilon: float, meaning: str) -> None:
 
 
 def as_flag(noisy: bool | Tensor, x: Tensor) -> Tensor:
-    """A flag as a tensor on x's device, so that neither a GPU nor a compiler has to stop and read it."""
-    return noisy if isinstance(noisy, Tensor) else torch.full((), noisy, device=x.device)
+    """A flag as a tensor on x's device, so that neither a GPU nor a compiler has to stop and read it.
+
+    Raises:
+        ValueError: If it is neither a bool nor a 0-d bool tensor.
+    """
+    if not isinstance(noisy, Tensor):
+        return torch.full((), noisy, device=x.device)
+    if noisy.ndim or noisy.dtype != torch.bool:
+        raise ValueError(
+            f"noisy must be a bool or a 0-d bool tensor, got {noisy.dtype} of shape {tuple(noisy.shape)}: "
+            "all of a layer takes its turn at once"
+        )
+    return noisy.to(x.device)
 
 
 def learn_in_quiet_passes(parameter: Tensor, noisy: Tensor) -> Tensor:

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zeromean.nn.backward import apply
-
 
 class StackedLinear(nn.Module):
     """``y[r] = x[r] W[r]^T + b[r]`` for ``x [R, B, in]``, ``W [R, out, in]``, ``b [R, 1, out]``."""
@@ -33,7 +31,8 @@ class StackedLinear(nn.Module):
 
     def descend(self, x_rbi: Tensor, rates_r11: Tensor) -> Tensor:
         """The same, and the backward pass takes the step of gradient descent on weights and biases."""
-        return apply(_Descend, x_rbi, self.weight, self.bias, rates_r11)
+        y: Tensor = _Descend.apply(x_rbi, self.weight, self.bias, rates_r11)  # type: ignore[no-untyped-call]
+        return y
 
 
 class _Descend(torch.autograd.Function):

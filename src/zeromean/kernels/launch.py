@@ -1,0 +1,443 @@
+"""From tensors to a program: how memory is seen, how large a tile is, and the launch itself."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from zeromean.kernels import formulas, programs, tiles
+
+TYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Elements of a tile, four warps to a program: one access of 16 bytes a thread. A program with random numbers or sums to
+# make goes through several tiles, so that what it does once weighs less.
+_TILE, _STEPS, _WARPS, _FORWARD_WARPS, _FINISH_WARPS = 1024, 4, 4, 2, 8
+_WIDEST = 256
+# Rows that a program takes at a time where the channel runs fastest, and how often.
+_FORWARD_DEPTH, _SIGNS_DEPTH, _DEPTH, _COLUMN_STEPS, _NOISE_STEPS, _STAGES = 8, 2, 2, 32, 8, 3
+# The second axis of a grid is no longer.
+_MOST_ROWS = 65535
+# Partial sums that a program of the finishing sum reads at a time.
+_FINISH = 8192
+# Columns into which many shares of one parameter are folded first, so that more than one program sums them.
+_FOLD = 256
+_LONGEST_INT32 = 2**31 - 2**16
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One activation as the programs take it.
+
+    Attributes:
+        value: The formula of `formulas`.
+        slope: Its derivatives.
+        zero_positive: Whether 0 belongs to the positive side.
+        parameters: How many learnable parameters it has.
+        full: Whether its parameter is a whole tensor of x's shape.
+        noise: `tiles.NO_NOISE`, `tiles.UNIFORM` or `tiles.NORMAL`.
+        flag: Whether there are quiet passes.
+        reads_kept: Whether the derivative needs more of the kept tensor than its sign.
+        numbers: From the scalars of the call to s0, s1, s2 of the formula, and the two numbers of the noise.
+    """
+
+    value: Any
+    slope: Any
+    zero_positive: bool = False
+    parameters: int = 0
+    full: bool = False
+    noise: int = tiles.NO_NOISE.value
+    flag: bool = False
+    reads_kept: bool = True
+    numbers: Callable[..., tuple[float, float, float, float, float]] = lambda *s: (*s, *(0.0,) * (5 - len(s)))
+
+
+def _around_one(epsilon: float) -> tuple[float, float]:
+    return 1 - epsilon, 2 * epsilon
+
+
+FORMULAS = {
+    "elu": Formula(formulas.elu, formulas.elu_slope),
+    "bias_elu": Formula(formulas.bias_elu, formulas.bias_elu_slope, parameters=1),
+    "elu_add": Formula(formulas.elu_add, formulas.elu_slope, parameters=1, full=True),
+    "shifted_relu": Formula(formulas.shifted_relu, formulas.shifted_relu_slope),
+    "leaky_relu": Formula(formulas.leaky_relu, formulas.leaky_relu_slope, reads_kept=False),
+    "prelu": Formula(formulas.prelu, formulas.prelu_slope, parameters=1),
+    "eprelu": Formula(
+        formulas.eprelu,
+        formulas.eprelu_slope,
+        zero_positive=True,
+        parameters=1,
+        noise=tiles.UNIFORM.value,
+        flag=True,
+        numbers=lambda smallest, epsilon: (smallest, 0.0, 0.0, *_around_one(epsilon)),
+    ),
+    "rrelu": Formula(
+        formulas.rrelu,
+        formulas.rrelu_slope,
+        noise=tiles.UNIFORM.value,
+        reads_kept=False,
+        numbers=lambda lower, upper: (0.0, 0.0, 0.0, lower, upper - lower),
+    ),
+    "erelu": Formula(
+        formulas.erelu,
+        formulas.erelu_slope,
+        noise=tiles.UNIFORM.value,
+        numbers=lambda epsilon: (0.0, 0.0, 0.0, *_around_one(epsilon)),
+    ),
+    "pelu": Formula(formulas.pelu, formulas.pelu_slope, zero_positive=True, parameters=2),
+    "mpelu": Formula(formulas.mpelu, formulas.mpelu_slope, zero_positive=True, parameters=2),
+    "eelu": Formula(
+        formulas.eelu,
+        formulas.eelu_slope,
+        zero_positive=True,
+        parameters=2,
+        noise=tiles.NORMAL.value,
+        flag=True,
+        numbers=lambda epsilon: (0.0, 0.0, 0.0, epsilon, 0.0),
+    ),
+    "silu": Formula(formulas.silu, formulas.silu_slope),
+    "swish": Formula(formulas.swish, formulas.swish_slope, parameters=1),
+    "gelu": Formula(formulas.gelu, formulas.gelu_slope),
+    "gelu_tanh": Formula(formulas.gelu_tanh, formulas.gelu_tanh_slope),
+    "mish": Formula(formulas.mish, formulas.mish_slope),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """Memory as the programs see it (see `programs`).
+
+    Attributes:
+        rows: Runs of one channel in each slice; or rows of ``inner`` channels if ``columns``.
+        inner: Elements of a row.
+        channels: Parameters of each kind in a slice.
+        columns: Whether the channel runs fastest.
+        plane: In columns, how many positions lie between one sample and the next.
+        slices: Stacked networks with seeds of their own.
+        logical: Whether memory's order is the logical one.
+    """
+
+    rows: int
+    inner: int
+    channels: int = 1
+    columns: bool = False
+    plane: int = 1
+    slices: int = 1
+    logical: bool = True
+
+    @property
+    def count(self) -> int:
+        """Elements of a slice."""
+        return self.rows * self.inner
+
+    def packs(self) -> bool:
+        """Whether eight elements that share a byte of signs always lie in one row, and in one slice."""
+        return self.inner % 8 == 0 or (self.rows == 1 and self.slices == 1)
+
+
+_views: dict[Any, View | None] = {}
+_MOST_PLANS = 4096
+
+
+def view_of(x: Tensor, parameters: Sequence[Tensor], seed: Tensor | None) -> View | None:
+    """See a dense tensor as rows or columns; None where only plain operators can do it."""
+    key = (x.shape, x.stride(), None if seed is None else seed.shape, *[p.shape for p in parameters])
+    try:
+        return _views[key]
+    except KeyError:
+        if len(_views) >= _MOST_PLANS:
+            _views.clear()
+        return _views.setdefault(key, _view_of(x, parameters, seed))
+
+
+def _view_of(x: Tensor, parameters: Sequence[Tensor], seed: Tensor | None) -> View | None:
+    count, slices = x.numel(), 1 if seed is None else seed.numel()
+    logical = x.is_contiguous()
+    if seed is not None and not logical and not _channels_last(x):
+        return None
+    shapes = {tuple(p.shape) for p in parameters if p.numel() > 1}
+    if len(shapes) > 1 or (shapes and any(p.numel() == 1 for p in parameters)):
+        return None
+    if slices > 1:
+        assert seed is not None
+        alone = not parameters or shapes == {tuple(seed.shape)}
+        fits = slices <= _MOST_ROWS and _one_a_slice(seed, x)
+        return View(1, count // slices, slices=slices) if logical and alone and fits else None
+    if not shapes:
+        if logical or seed is None:
+            return View(1, count)
+        return View(count // x.shape[1], x.shape[1], 1, True, math.prod(x.shape[2:]), logical=False)
+    (shape,) = shapes
+    if len(shape) != x.ndim or sum(size > 1 for size in shape) > 1:
+        return None
+    dim = next(d for d, size in enumerate(shape) if size > 1)
+    channels, stride = x.shape[dim], x.stride(dim)
+    if stride > 1:
+        return View(count // stride, stride, channels, logical=logical) if logical or seed is None else None
+    plane = 1 if logical else math.prod(x.shape[2:])
+    return View(count // channels, channels, channels, True, plane, logical=logical)
+
+
+def _one_a_slice(seed: Tensor, x: Tensor) -> bool:
+    """Whether seeds lie along the leading dimensions; elsewhere the plain formula says what is wrong."""
+    leading = max(dim + 1 for dim, size in enumerate(seed.shape) if size > 1)
+    return seed.ndim == x.ndim and seed.shape[:leading] == x.shape[:leading]
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether dimension 1 runs fastest and the others keep their order."""
+    return x.ndim > 2 and x.movedim(1, -1).is_contiguous()
+
+
+@dataclass(eq=False)
+class Plan:
+    """All of a launch but its tensors and scalars.
+
+    Attributes:
+        program: The Triton program.
+        grid: Its grid.
+        shape: Its integers.
+        constants: Its compile-time arguments, in order.
+        warps: To a block.
+    """
+
+    program: Any
+    grid: tuple[int, ...]
+    shape: tuple[int, ...]
+    constants: dict[str, Any]
+    warps: int = _WARPS
+
+    @functools.cached_property
+    def rest(self) -> tuple[Any, ...]:
+        """The compile-time arguments alone, which a compiled program takes too."""
+        return tuple(self.constants.values())
+
+
+_Layout = tuple[tuple[int, int, int], tuple[int, ...], dict[str, Any]]
+
+# Plans by everything that decides them, and compiled programs by plan and types: what Python works out once a shape.
+_plans: dict[Any, Any] = {}
+_compiled: dict[Any, Any] = {}
+
+
+def forward(
+    name: str,
+    view: View,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    seed: Tensor | None,
+    noisy: Tensor | None,
+    scalars: Sequence[float],
+    signs: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the forward program on a dense tensor."""
+    plan = _plan(_forward_plan, name, view, signs)
+    y = torch.empty_like(x)
+    packed = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device) if signs else None
+    pointers = (x, y, packed, *_pair(parameters), _contiguous(seed), _bytes(noisy))
+    _launch(plan, pointers, FORMULAS[name].numbers(*map(float, scalars)))
+    return y, packed
+
+
+def _forward_plan(name: str, view: View, signs: bool) -> Plan:
+    formula = FORMULAS[name]
+    constants = {
+        "VALUE": formula.value,
+        "ZERO_POSITIVE": formula.zero_positive,
+        "PARAMETERS": formula.parameters,
+    }
+    rest = {"NOISE": formula.noise, "FLAG": formula.flag, "SIGNS": signs}
+    if view.columns:
+        depth, steps = _SIGNS_DEPTH if signs else _FORWARD_DEPTH, _NOISE_STEPS if formula.noise else 1
+        grid, shape, tile = _columns(view, bool(formula.noise), depth, steps)
+        return Plan(programs.forward_columns, grid, shape, {**constants, "SHARED": view.channels == 1, **rest, **tile})
+    grid, shape, tile = _rows(view, _STEPS if formula.noise else 1)
+    return Plan(programs.forward_rows, grid, shape, {**constants, "FULL": formula.full, **rest, **tile}, _FORWARD_WARPS)
+
+
+def backward(
+    name: str,
+    view: View,
+    gradient: Tensor,
+    kept: Tensor,
+    signs: Tensor | None,
+    parameters: Sequence[Tensor],
+    seed: Tensor | None,
+    noisy: Tensor | None,
+    scalars: Sequence[float],
+    output_kept: bool,
+    learn: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Run the backward program on a gradient laid out as the kept tensor; sum the parameters' gradients if asked."""
+    parameters = () if FORMULAS[name].full else parameters
+    learn = learn and bool(parameters)
+    plan, shares = _plan(_backward_plan, name, view, len(parameters), signs is not None, output_kept, learn)
+    dx, share = torch.empty_like(gradient), None
+    if learn:
+        # Shares that no program writes are there to fill up the last column of `_sum`.
+        make = torch.zeros if view.channels == 1 and shares[2] % _FOLD == 0 else torch.empty
+        share = make(shares, dtype=torch.float32, device=gradient.device)
+    pointers = (gradient, kept, signs, dx, share, *_pair(parameters), _contiguous(seed), _bytes(noisy))
+    _launch(plan, pointers, FORMULAS[name].numbers(*map(float, scalars)))
+    if share is None:
+        return dx, None, None
+    d0, d1 = _pair([torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in parameters])
+    if view.columns and view.channels == 1:
+        share = share.view(len(parameters), 1, -1, 1)
+    _sum(share, d0, d1)
+    return dx, d0, d1
+
+
+def _backward_plan(
+    name: str, view: View, parameters: int, signs: bool, output_kept: bool, learn: bool
+) -> tuple[Plan, tuple[int, int, int, int]]:
+    """The plan, and the shape of the shares: parameters, slices, shares, channels."""
+    formula = FORMULAS[name]
+    constants = {
+        "SLOPE": formula.slope,
+        "ZERO_POSITIVE": formula.zero_positive,
+        "OUTPUT": output_kept,
+        "PARAMETERS": parameters,
+    }
+    rest = {
+        "LEARN": programs.SUMS.value if learn else programs.NOTHING.value,
+        "NOISE": formula.noise,
+        "FLAG": formula.flag,
+        "SIGNS": signs,
+        "KEPT": not signs or formula.reads_kept,
+    }
+    if view.columns:
+        steps = _NOISE_STEPS if formula.noise else _COLUMN_STEPS if learn else 1
+        grid, shape, tile = _columns(view, bool(formula.noise), _DEPTH, steps)
+        plan = Plan(programs.backward_columns, grid, shape, {**constants, "SHARED": view.channels == 1, **rest, **tile})
+        return plan, (parameters, 1, shape[4], view.inner)
+    grid, shape, tile = _rows(view, _STEPS if learn or formula.noise else 1)
+    chunks = shape[3] if tile["ROWS"] == 1 else 1
+    shares = view.rows // view.channels * chunks
+    if view.channels == 1 and shares > _FINISH:
+        shares = triton.cdiv(shares, _FOLD) * _FOLD
+    plan = Plan(programs.backward_rows, grid, (*shape, shares), {**constants, **rest, **tile})
+    return plan, (parameters, view.slices, shares, view.channels)
+
+
+def _sum(share: Tensor, d0: Tensor | None, d1: Tensor | None) -> None:
+    """Sum [parameter, slice, share, channel] over the shares; many shares of one channel in two steps."""
+    kinds, slices, shares, channels = share.shape
+    if channels == 1 and shares % _FOLD == 0:
+        columns = torch.empty((kinds, slices, _FOLD, 1), dtype=torch.float32, device=share.device)
+        shape = (1, kinds * slices, shares // _FOLD, _FOLD)
+        _launch(_plan(_finish_plan, *shape), (share, columns, None), ())
+        share, shares = columns, _FOLD
+    _launch(_plan(_finish_plan, kinds, slices, shares, channels), (share, d0, d1), ())
+
+
+def _finish_plan(kinds: int, slices: int, shares: int, channels: int) -> Plan:
+    width = min(triton.next_power_of_2(channels), 8)
+    deep = min(_FINISH // width, triton.next_power_of_2(shares))
+    constants = {"PARAMETERS": kinds, "STEPS": triton.cdiv(shares, deep), "DEEP": deep, "WIDTH": width}
+    grid = (triton.cdiv(channels, width), kinds, slices)
+    return Plan(programs.finish, grid, (shares, channels), constants, _FINISH_WARPS)
+
+
+def _plan(make: Callable[..., Any], *arguments: Any) -> Any:
+    key = (make, *arguments)
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        plan = _plans[key] = make(*arguments)
+    return plan
+
+
+def _contiguous(seed: Tensor | None) -> Tensor | None:
+    return seed.contiguous() if seed is not None else None
+
+
+def _bytes(flag: Tensor | None) -> Tensor | None:
+    return flag.view(torch.uint8) if flag is not None else None
+
+
+def _pair(tensors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    first, second = (*tensors, None, None)[:2]
+    return first, second
+
+
+def _launch(plan: Plan, tensors: Sequence[Tensor | None], numbers: Sequence[float]) -> None:
+    """Launch on the tensors' GPU; by the compiled program once there is one, which saves most of Triton's time."""
+    x = tensors[0]
+    assert x is not None
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return _launch(plan, tensors, numbers)
+    address, types = 0, []
+    for tensor in tensors:
+        if tensor is not None:
+            address |= tensor.data_ptr()
+            types.append(tensor.dtype)
+    key = (plan, x.get_device(), address % 16 == 0, *types)
+    compiled = _compiled.get(key) if address % 16 == 0 else None
+    if compiled is not None:
+        compiled[plan.grid](*tensors, *plan.shape, *numbers, *plan.rest)
+        return None
+    kernel = plan.program[plan.grid](*tensors, *plan.shape, *numbers, **plan.constants, num_warps=plan.warps)
+    if kernel is not None and address % 16 == 0:
+        if len(_compiled) >= _MOST_PLANS:
+            _compiled.clear()
+        _compiled[key] = kernel
+    return None
+
+
+def _rows(view: View, steps: int) -> _Layout:
+    one, rows, span = view.rows == 1, 1, _TILE
+    whole = max(8, triton.next_power_of_2(view.inner))
+    if whole <= _TILE * steps and not one:
+        rows, span, steps = _TILE * steps // whole, whole, 1
+    chunks = triton.cdiv(view.inner, span * steps)
+    flat = rows == 1 and view.rows > _MOST_ROWS
+    if one:
+        grid = (chunks, view.slices, 1)
+    elif rows == 1:
+        grid = (chunks * view.rows, 1, 1) if flat else (chunks, view.rows, 1)
+    else:
+        grid = (triton.cdiv(view.rows, rows), 1, 1)
+    tile = {
+        "ONE_ROW": one,
+        "EVEN": view.inner % (span * steps) == 0 and view.rows % rows == 0,
+        "GROUPED": one or view.inner % 8 == 0,
+        "WIDE": view.count > _LONGEST_INT32,
+        "FLAT": flat,
+        "ROWS": rows,
+        "SPAN": span,
+        "STEPS": steps,
+    }
+    return grid, (view.rows, view.inner, view.channels, chunks), tile
+
+
+def _columns(view: View, noise: bool, depth: int, steps: int) -> _Layout:
+    width = max(8, min(_WIDEST, triton.next_power_of_2(view.inner)))
+    blocks, strips = _TILE // width, triton.cdiv(view.inner, width)
+    grouped = tiles.SCATTERED.value
+    if noise and view.logical and view.inner % 8 == 0:
+        grouped = tiles.BY_ROW.value
+    elif noise and not view.logical and view.plane % 8 == 0:
+        grouped, depth = tiles.BY_PLANE.value, 8
+    total = triton.cdiv(view.rows, depth * blocks)
+    shares = triton.cdiv(total, steps)
+    even = view.inner % width == 0 and view.rows % (depth * blocks * steps) == 0
+    tile = {
+        "MASKED": not even,
+        "GROUPED": grouped,
+        "WIDE": view.count > _LONGEST_INT32,
+        "BLOCKS": blocks,
+        "WIDTH": width,
+        "DEPTH": depth,
+        "STEPS": steps,
+        "STAGES": _STAGES if steps > 1 else 1,
+    }
+    return (shares * strips, 1, 1), (view.rows, view.plane, view.inner, strips, shares), tile
