@@ -131,6 +131,56 @@ def report(study: Positional[Path]) -> None:
     _summarise(Study(study))
 
 
+def bench(
+    activations: Positional[tuple[str, ...]] = (),
+    elements: tuple[str, ...] = (),
+    dtypes: tuple[str, ...] = (),
+    layouts: tuple[str, ...] = (),
+    passes: tuple[str, ...] = (),
+    contenders: tuple[str, ...] = (),
+    rounds: int = 5,
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR", help="Folder of the results.")] = Path("runs/bench"),
+    device: str = "auto",
+    fresh: bool = False,
+    redraw: bool = False,
+) -> None:
+    """Time the activations against torch and other libraries, as a fraction of a copy of the same size.
+
+    Run again, it measures only what is missing in the folder.
+    Examples: zeromean bench; zeromean bench elu prelu --elements 2**24 2**28; zeromean bench --redraw
+
+    Args:
+        activations: such as elu eelu eelu:quiet (the pass without noise); all if none is named.
+        elements: sizes of the input, such as 4096 or 2**28, which is the default on a GPU; 2**22 on a CPU.
+        dtypes: bfloat16 (the default), float16, float32.
+        layouts: contiguous, nchw, channels_last; by default the last two for activations that learn.
+        passes: forward, backward, both; by default both together up to 2**20 elements, else each alone.
+        contenders: zeromean eager inplace textbook compile (the default), max-autotune, zeromean-compile, attorch,
+            liger, flag_gems, inplace_abn.
+        rounds: how often the contenders take turns.
+        output: folder of results.jsonl, machine.json, summary.md and the pictures.
+        device: auto, cpu or cuda.
+        fresh: throw away what is in the folder.
+        redraw: measure nothing, write the summary and the pictures anew from the folder's rows.
+    """
+    from zeromean.lab import bench as benchmark
+
+    if redraw:
+        return benchmark.summarise(benchmark.Record(output), _console)
+    chosen = benchmark.settings(
+        activations,
+        elements=elements,
+        dtypes=dtypes,
+        layouts=layouts,
+        passes=passes,
+        competitors=contenders,
+        rounds=rounds,
+        device=device,
+    )
+    benchmark.run(chosen, output, fresh=fresh, console=_console)
+    return None
+
+
 def data(names: Positional[tuple[str, ...]] = ()) -> None:
     """Show the data sets and where they are; name some to fetch and check them.
 
@@ -201,6 +251,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "run": run,
     "report": report,
+    "bench": bench,
     "data": data,
     "doctor": doctor,
 }
@@ -216,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=arguments,
         )
     except KeyboardInterrupt:
-        _console.print("\nStopped. Nothing is lost but the epoch in progress: the same command continues the study.")
+        _console.print("\nStopped; the same command continues. Only the epoch or measurement in progress is lost.")
         sys.exit(130)
     except ValueError as error:
         _fail(str(error))
