@@ -137,7 +137,10 @@ def called(work: Work) -> Work:
 
 
 def replayed(problem: Problem, works: Callable[[Problem], Iterable[Contender]], index: int) -> Work:
-    """A contender's calls as one CUDA graph; what they differentiate is made on the stream that is recorded."""
+    """A contender's calls as one CUDA graph; what they differentiate is made on the stream that is recorded.
+
+    A graph knows addresses, not tensors: the work that owns them has to live as long.
+    """
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         _, _, prepare = list(works(problem.twin()))[index]
@@ -147,7 +150,11 @@ def replayed(problem: Problem, works: Callable[[Problem], Iterable[Contender]], 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         called(work)()
-    return graph.replay
+
+    def replay(owner: Work = work) -> None:
+        graph.replay()
+
+    return replay
 
 
 def milliseconds(contenders: dict[Any, Work]) -> dict[Any, float]:

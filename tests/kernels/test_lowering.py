@@ -154,7 +154,7 @@ def test_opened_operators_equal_float64(case: Case, compiled: tuple[Tensor, Tens
 class TorchOperators:
     """Inductor's operators on tensors, with NVIDIA's approximate instructions played by exact ones."""
 
-    where, maximum, abs = torch.where, torch.maximum, torch.abs
+    where, maximum, minimum, abs = torch.where, torch.maximum, torch.minimum, torch.abs
 
     def constant(self, value: float, dtype: torch.dtype) -> Tensor:
         return torch.tensor(value, dtype=dtype)
@@ -178,6 +178,40 @@ def test_the_arithmetic_for_a_gpu_equals_float64(case: Case) -> None:
         for kept, output_kept in ((x, False), (y, True))
     ]
     check(case, x, gradient, (y, slopes[0], slopes[1]))
+
+
+def slopes_from_the_input(operators: dict[str, Any], x: Tensor) -> dict[str, Tensor]:
+    """Of each case; where x is far from 0 an output does not tell it any more."""
+    return {
+        case.name: operators[case.operator](
+            torch.ones_like(x), x, None, *parameters(case), None, None, case.scalars, False
+        )
+        for case in CASES
+        if case.name != "celu:-32"
+    }
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_slopes_where_squares_and_products_overflow(device: str, dtype: torch.dtype) -> None:
+    """By Inductor's code for a CPU, and by the arithmetic for a GPU."""
+
+    def for_a_gpu(name: str) -> Callable[..., Tensor]:
+        def call(g: Tensor, v: Tensor, signs: None, p0: Any, p1: Any, seed: None, noisy: None, *rest: Any) -> Tensor:
+            given = lowering.Given(p0, p1, *rest)
+            return lowering.FORMULAS[name].backward(GPU, g.float(), v.float(), given).to(g.dtype)  # type: ignore[no-any-return]
+
+        return call
+
+    x = torch.tensor([1e4, -1e4, 3e19, -3e19, 3e38, -3e38], dtype=dtype).expand(1, 3, 6).contiguous()
+    if device == "cpu":
+        actual = torch.compile(lambda x: slopes_from_the_input(BACKWARD, x), fullgraph=True)(x)
+    else:
+        actual = slopes_from_the_input({name: for_a_gpu(name) for name in lowering.FORMULAS}, x)
+    for case in CASES:
+        if case.name in actual:
+            dx = expected(case, x, torch.ones_like(x))[1]
+            assert_close(actual[case.name].double(), dx, rtol=TOLERANCES[dtype].rtol, atol=1e-30, msg=case.name)
 
 
 def test_expm1_for_a_gpu_is_accurate_over_its_range() -> None:

@@ -244,6 +244,27 @@ def test_bits_lie_in_the_order_of_memory(order: tuple[int, ...], shape: tuple[in
     assert unpacked.stride() == flags.stride() or 1 in shape or 0 in shape
 
 
+def test_strides_of_a_single_element_do_not_matter() -> None:
+    """Maps of 1x1 are channels_last and contiguous in one, whatever their strides."""
+    rows = torch.randn(2, 8, 1, 1)
+    last = torch.randn(2, 1, 1, 8).permute(0, 3, 1, 2)
+    one = torch.randn(1, 3, 4).permute(1, 0, 2)
+    assert rows.stride() != last.stride()
+    assert memory.laid_out_as(rows, last) is rows
+    assert memory.strided(last, rows.stride()) is last
+    assert memory.laid_out_as(one, torch.empty(3, 1, 4)) is one
+    assert torch.equal(memory.pack(rows > 0), memory.pack((rows > 0).as_strided(rows.shape, last.stride())))
+
+
+@pytest.mark.parametrize("spread", [lambda x: x[:, ::2], lambda x: x[:, :1].expand(3, 4), lambda x: x[:, :4].t()])
+def test_other_strides_do_matter(spread: Layout) -> None:
+    x = spread(torch.randn(3, 8))
+    copy = memory.laid_out_as(x, torch.empty(x.shape))
+    assert copy.is_contiguous()
+    assert torch.equal(copy, x)
+    assert memory.strided(x, copy.stride()).stride() == copy.stride()
+
+
 @pytest.mark.parametrize(
     ("x", "expected"),
     [

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import zeromean as zm
+from tests.cases import ACTIVATION_CASES, ActivationCase
+from zeromean.kernels import operator
 from zeromean.nn import functional as zf
 
 # From inside torch: tracing makes an instance of an autograd function, and the code generator imports old modules.
@@ -67,3 +69,69 @@ def test_autocast_leaves_float64_alone_in_a_linear_layer() -> None:
     x, weight = torch.randn(2, 8, dtype=torch.float64), torch.randn(8, 8, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="always"):
         zf.linear_act(x, weight, fused="always")
+
+
+ONE_OF_EACH = list({case.name.split(":")[0]: case for case in ACTIVATION_CASES}.values())
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.name)
+def test_forward_mode_over_reverse_mode(case: ActivationCase) -> None:
+    """As `torch.func.hessian` has it; an autograd function without a rule for forward mode is an error there."""
+    x, parameters = torch.linspace(-2, 2, 4, dtype=torch.float64), case.tensors()
+
+    def loss(x: Tensor) -> Tensor:
+        return (case.call(x, *parameters) ** 2).sum()
+
+    torch.testing.assert_close(torch.func.hessian(loss)(x), torch.autograd.functional.hessian(loss, x))
+
+
+def test_a_float16_slope_of_zero_learns_from_a_wider_output() -> None:
+    """The smallest slope that is told from 0 would be 0 in float16."""
+    x, weight = torch.randn(99), torch.zeros(1, dtype=torch.float16, requires_grad=True)
+    zf.prelu(x, weight, save="output").sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, x.clamp(max=0).sum()[None].half(), rtol=4e-3, atol=0)
+
+
+def test_a_parameter_on_another_device_errs() -> None:
+    x, elsewhere = torch.randn(3), torch.ones(3, device="meta")
+    with pytest.raises(ValueError, match="must lie on x's device cpu, got meta"):
+        zf.prelu(x, elsewhere[:1])
+    with pytest.raises(ValueError, match="residual must have"):
+        zf.elu_add(x, elsewhere)
+
+
+def test_tensors_of_other_classes_go_through_the_dispatcher() -> None:
+    """They may have no memory of their own."""
+
+    class Other(Tensor):
+        pass
+
+    x = torch.randn(3)
+    other = x.as_subclass(Other)
+    assert operator._direct(x, nn.Parameter(x), None)
+    assert not operator._direct(x, other)
+
+
+@pytest.mark.parametrize(("capability", "recent"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_programs_need_instructions_of_ampere(
+    capability: tuple[int, int], recent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert operator._recent.__wrapped__(torch.device("cuda:1")) is recent
+    assert operator._recent.__wrapped__(torch.device("cpu"))
+
+
+def test_signs_of_every_layout_in_one_compiled_program() -> None:
+    """A compiler cannot sort dimensions by strides that it knows by name only."""
+    weight = torch.full((8,), -0.5)
+
+    def call(x: Tensor) -> Tensor:
+        return zf.prelu(x, weight, save="output")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+    for shape in [(2, 8, 4, 4), (3, 8, 5, 7)]:
+        x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+        gradients = [torch.autograd.grad(function(x).sum(), x) for function in (compiled, call)]
+        torch.testing.assert_close(*gradients)

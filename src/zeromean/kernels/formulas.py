@@ -227,7 +227,8 @@ def gelu_tanh(x, p0, p1, k, s0, s1, s2):
 
 @triton.jit
 def gelu_tanh_slope(g, v, positive, p0, p1, k, s0, s1, s2, OUTPUT: tl.constexpr):
-    square = v * v
+    # Where it would overflow the sigmoid has long been flat, and 0 times infinity is no number.
+    square = tl.minimum(v * v, 1e4)
     s = sigmoid(SQRT_2_OVER_PI_TIMES_2 * v * (1.0 + 0.044715 * square))
     inner = SQRT_2_OVER_PI_TIMES_2 * (1.0 + 0.134145 * square)
     return g * (s + v * s * (1.0 - s) * inner), g, g
@@ -246,4 +247,4 @@ def mish_slope(g, v, positive, p0, p1, k, s0, s1, s2, OUTPUT: tl.constexpr):
     e = exp(v)
     n = e * (e + 2.0)
     r = reciprocal(n + 2.0)
-    return g * (r * (n + 4.0 * v * e * (e + 1.0) * r)), g, g
+    return g * (r * (n + 4.0 * (v * e) * (e + 1.0) * r)), g, g

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ TYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Elements of a tile, four warps to a program: one access of 16 bytes a thread. A program with random numbers or sums to
 # make goes through several tiles, so that what it does once weighs less.
 _TILE, _STEPS, _WARPS, _FORWARD_WARPS, _FINISH_WARPS = 1024, 4, 4, 2, 8
-_WIDEST = 256
-# Rows that a program takes at a time where the channel runs fastest, and how often.
-_FORWARD_DEPTH, _SIGNS_DEPTH, _DEPTH, _COLUMN_STEPS, _NOISE_STEPS, _STAGES = 8, 2, 2, 32, 8, 3
+# Where the channel runs fastest: the widest strip of columns, in a forward pass and where sums or noise are made; rows
+# that a program takes at a time, and how often.
+_FORWARD_WIDTH, _WIDTH = 256, 128
+_FORWARD_DEPTH, _SIGNS_DEPTH, _DEPTH, _COLUMN_STEPS, _NOISE_STEPS, _STAGES = 4, 1, 2, 32, 8, 3
 # The second axis of a grid is no longer.
 _MOST_ROWS = 65535
 # Partial sums that a program of the finishing sum reads at a time.
@@ -121,6 +122,7 @@ class View:
         plane: In columns, how many positions lie between one sample and the next.
         slices: Stacked networks with seeds of their own.
         logical: Whether memory's order is the logical one.
+        plans: Of the launches on it, by everything else that decides them: what Python works out once.
     """
 
     rows: int
@@ -130,6 +132,7 @@ class View:
     plane: int = 1
     slices: int = 1
     logical: bool = True
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def count(self) -> int:
@@ -141,17 +144,21 @@ class View:
         return self.inner % 8 == 0 or (self.rows == 1 and self.slices == 1)
 
 
+# Views by the tensors' shapes, strides, types and device; with their plans, so that a program compiled for one is
+# found again at little cost.
 _views: dict[Any, View | None] = {}
-_MOST_PLANS = 4096
+_MOST_VIEWS = 4096
 
 
 def view_of(x: Tensor, parameters: Sequence[Tensor], seed: Tensor | None) -> View | None:
     """See a dense tensor as rows or columns; None where only plain operators can do it."""
-    key = (x.shape, x.stride(), None if seed is None else seed.shape, *[p.shape for p in parameters])
+    key: Any = (x.shape, x.stride(), x.dtype, x.get_device(), None if seed is None else seed.shape)
+    for parameter in parameters:
+        key = (key, parameter.shape, parameter.dtype)
     try:
         return _views[key]
     except KeyError:
-        if len(_views) >= _MOST_PLANS:
+        if len(_views) >= _MOST_VIEWS:
             _views.clear()
         return _views.setdefault(key, _view_of(x, parameters, seed))
 
@@ -205,6 +212,7 @@ class Plan:
         shape: Its integers.
         constants: Its compile-time arguments, in order.
         warps: To a block.
+        kernels: What starts the compiled program, by the type of the first tensor (its view tells the others).
     """
 
     program: Any
@@ -212,6 +220,7 @@ class Plan:
     shape: tuple[int, ...]
     constants: dict[str, Any]
     warps: int = _WARPS
+    kernels: dict[torch.dtype, tuple[Any, ...]] = field(default_factory=dict)
 
     @functools.cached_property
     def rest(self) -> tuple[Any, ...]:
@@ -221,9 +230,10 @@ class Plan:
 
 _Layout = tuple[tuple[int, int, int], tuple[int, ...], dict[str, Any]]
 
-# Plans by everything that decides them, and compiled programs by plan and types: what Python works out once a shape.
-_plans: dict[Any, Any] = {}
-_compiled: dict[Any, Any] = {}
+
+@functools.lru_cache(maxsize=1024)
+def _numbers(name: str, scalars: tuple[float, ...]) -> tuple[float, ...]:
+    return FORMULAS[name].numbers(*map(float, scalars))
 
 
 def forward(
@@ -237,15 +247,15 @@ def forward(
     signs: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the forward program on a dense tensor."""
-    plan = _plan(_forward_plan, name, view, signs)
+    plan = _plan(view, _forward_plan, name, signs)
     y = torch.empty_like(x)
     packed = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device) if signs else None
     pointers = (x, y, packed, *_pair(parameters), _contiguous(seed), _bytes(noisy))
-    _launch(plan, pointers, FORMULAS[name].numbers(*map(float, scalars)))
+    _launch(plan, pointers, _numbers(name, tuple(scalars)))
     return y, packed
 
 
-def _forward_plan(name: str, view: View, signs: bool) -> Plan:
+def _forward_plan(view: View, name: str, signs: bool) -> Plan:
     formula = FORMULAS[name]
     constants = {
         "VALUE": formula.value,
@@ -254,8 +264,9 @@ def _forward_plan(name: str, view: View, signs: bool) -> Plan:
     }
     rest = {"NOISE": formula.noise, "FLAG": formula.flag, "SIGNS": signs}
     if view.columns:
-        depth, steps = _SIGNS_DEPTH if signs else _FORWARD_DEPTH, _NOISE_STEPS if formula.noise else 1
-        grid, shape, tile = _columns(view, bool(formula.noise), depth, steps)
+        depth = _SIGNS_DEPTH if signs else _FORWARD_DEPTH
+        width, steps = (_WIDTH, _NOISE_STEPS) if formula.noise else (_FORWARD_WIDTH, 1)
+        grid, shape, tile = _columns(view, bool(formula.noise), width, depth, steps)
         return Plan(programs.forward_columns, grid, shape, {**constants, "SHARED": view.channels == 1, **rest, **tile})
     grid, shape, tile = _rows(view, _STEPS if formula.noise else 1)
     return Plan(programs.forward_rows, grid, shape, {**constants, "FULL": formula.full, **rest, **tile}, _FORWARD_WARPS)
@@ -277,25 +288,25 @@ def backward(
     """Run the backward program on a gradient laid out as the kept tensor; sum the parameters' gradients if asked."""
     parameters = () if FORMULAS[name].full else parameters
     learn = learn and bool(parameters)
-    plan, shares = _plan(_backward_plan, name, view, len(parameters), signs is not None, output_kept, learn)
+    plan, shares = _plan(view, _backward_plan, name, len(parameters), signs is not None, output_kept, learn)
     dx, share = torch.empty_like(gradient), None
     if learn:
         # Shares that no program writes are there to fill up the last column of `_sum`.
         make = torch.zeros if view.channels == 1 and shares[2] % _FOLD == 0 else torch.empty
         share = make(shares, dtype=torch.float32, device=gradient.device)
     pointers = (gradient, kept, signs, dx, share, *_pair(parameters), _contiguous(seed), _bytes(noisy))
-    _launch(plan, pointers, FORMULAS[name].numbers(*map(float, scalars)))
+    _launch(plan, pointers, _numbers(name, tuple(scalars)))
     if share is None:
         return dx, None, None
-    d0, d1 = _pair([torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in parameters])
+    d0, d1 = _pair([torch.empty_like(p) for p in parameters])
     if view.columns and view.channels == 1:
         share = share.view(len(parameters), 1, -1, 1)
-    _sum(share, d0, d1)
+    _sum(view, share, d0, d1)
     return dx, d0, d1
 
 
 def _backward_plan(
-    name: str, view: View, parameters: int, signs: bool, output_kept: bool, learn: bool
+    view: View, name: str, parameters: int, signs: bool, output_kept: bool, learn: bool
 ) -> tuple[Plan, tuple[int, int, int, int]]:
     """The plan, and the shape of the shares: parameters, slices, shares, channels."""
     formula = FORMULAS[name]
@@ -314,7 +325,7 @@ def _backward_plan(
     }
     if view.columns:
         steps = _NOISE_STEPS if formula.noise else _COLUMN_STEPS if learn else 1
-        grid, shape, tile = _columns(view, bool(formula.noise), _DEPTH, steps)
+        grid, shape, tile = _columns(view, bool(formula.noise), _WIDTH, _DEPTH, steps)
         plan = Plan(programs.backward_columns, grid, shape, {**constants, "SHARED": view.channels == 1, **rest, **tile})
         return plan, (parameters, 1, shape[4], view.inner)
     grid, shape, tile = _rows(view, _STEPS if learn or formula.noise else 1)
@@ -326,18 +337,18 @@ def _backward_plan(
     return plan, (parameters, view.slices, shares, view.channels)
 
 
-def _sum(share: Tensor, d0: Tensor | None, d1: Tensor | None) -> None:
+def _sum(view: View, share: Tensor, d0: Tensor | None, d1: Tensor | None) -> None:
     """Sum [parameter, slice, share, channel] over the shares; many shares of one channel in two steps."""
     kinds, slices, shares, channels = share.shape
     if channels == 1 and shares % _FOLD == 0:
         columns = torch.empty((kinds, slices, _FOLD, 1), dtype=torch.float32, device=share.device)
         shape = (1, kinds * slices, shares // _FOLD, _FOLD)
-        _launch(_plan(_finish_plan, *shape), (share, columns, None), ())
+        _launch(_plan(view, _finish_plan, *shape), (share, columns, None), ())
         share, shares = columns, _FOLD
-    _launch(_plan(_finish_plan, kinds, slices, shares, channels), (share, d0, d1), ())
+    _launch(_plan(view, _finish_plan, kinds, slices, shares, channels), (share, d0, d1), ())
 
 
-def _finish_plan(kinds: int, slices: int, shares: int, channels: int) -> Plan:
+def _finish_plan(view: View, kinds: int, slices: int, shares: int, channels: int) -> Plan:
     width = min(triton.next_power_of_2(channels), 8)
     deep = min(_FINISH // width, triton.next_power_of_2(shares))
     constants = {"PARAMETERS": kinds, "STEPS": triton.cdiv(shares, deep), "DEEP": deep, "WIDTH": width}
@@ -345,13 +356,11 @@ def _finish_plan(kinds: int, slices: int, shares: int, channels: int) -> Plan:
     return Plan(programs.finish, grid, (shares, channels), constants, _FINISH_WARPS)
 
 
-def _plan(make: Callable[..., Any], *arguments: Any) -> Any:
+def _plan(view: View, make: Callable[..., Any], *arguments: Any) -> Any:
     key = (make, *arguments)
-    plan = _plans.get(key)
+    plan = view.plans.get(key)
     if plan is None:
-        if len(_plans) >= _MOST_PLANS:
-            _plans.clear()
-        plan = _plans[key] = make(*arguments)
+        plan = view.plans[key] = make(view, *arguments)
     return plan
 
 
@@ -372,24 +381,22 @@ def _launch(plan: Plan, tensors: Sequence[Tensor | None], numbers: Sequence[floa
     """Launch on the tensors' GPU; by the compiled program once there is one, which saves most of Triton's time."""
     x = tensors[0]
     assert x is not None
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+    if x.is_cuda and x.get_device() != torch._C._cuda_getDevice():
         with torch.cuda.device(x.device):
             return _launch(plan, tensors, numbers)
-    address, types = 0, []
+    address = 0
     for tensor in tensors:
         if tensor is not None:
             address |= tensor.data_ptr()
-            types.append(tensor.dtype)
-    key = (plan, x.get_device(), address % 16 == 0, *types)
-    compiled = _compiled.get(key) if address % 16 == 0 else None
-    if compiled is not None:
-        compiled[plan.grid](*tensors, *plan.shape, *numbers, *plan.rest)
+    known = plan.kernels.get(x.dtype) if address % 16 == 0 else None
+    if known is not None:
+        run, *fixed = known
+        stream = torch._C._cuda_getCurrentRawStream(x.get_device())
+        run(*plan.grid, stream, *fixed, *tensors, *plan.shape, *numbers, *plan.rest)
         return None
     kernel = plan.program[plan.grid](*tensors, *plan.shape, *numbers, **plan.constants, num_warps=plan.warps)
     if kernel is not None and address % 16 == 0:
-        if len(_compiled) >= _MOST_PLANS:
-            _compiled.clear()
-        _compiled[key] = kernel
+        plan.kernels[x.dtype] = (kernel.run, kernel.function, kernel.packed_metadata, None, None, None)
     return None
 
 
@@ -419,8 +426,8 @@ def _rows(view: View, steps: int) -> _Layout:
     return grid, (view.rows, view.inner, view.channels, chunks), tile
 
 
-def _columns(view: View, noise: bool, depth: int, steps: int) -> _Layout:
-    width = max(8, min(_WIDEST, triton.next_power_of_2(view.inner)))
+def _columns(view: View, noise: bool, widest: int, depth: int, steps: int) -> _Layout:
+    width = max(8, min(widest, triton.next_power_of_2(view.inner)))
     blocks, strips = _TILE // width, triton.cdiv(view.inner, width)
     grouped = tiles.SCATTERED.value
     if noise and view.logical and view.inner % 8 == 0:

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+# Multiplications of a product behind which the host has done its part.
+_HIDES_THE_HOST = 2**35
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -67,10 +69,15 @@ def supported(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the programs are expected to beat cuBLAS and an activation of its own."""
-    return (
-        x.is_cuda and weight.shape[-1] <= 2048 and x.numel() >= 8192 * weight.shape[-1] and supported(x, weight, bias)
-    )
+    """Whether the programs are expected to beat cuBLAS and an activation of its own.
+
+    Launched one by one they need a product of some size to hide what the host does; compiled or in a CUDA graph, hardly
+    any (docs/kernels.md has the measurement).
+    """
+    if not (x.is_cuda and weight.shape[-1] <= 2048 and supported(x, weight, bias)):
+        return False
+    unhidden = not (torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing())
+    return x.numel() >= 8192 * weight.shape[-1] and x.numel() * weight.shape[0] >= (_HIDES_THE_HOST if unhidden else 0)
 
 
 @cache

@@ -20,7 +20,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from zeromean.kernels.linear_programs import SLOPES, VALUES, forward, slopes, unit_elu
 from zeromean.kernels.programs import finish
 
-_STEPS = 16
+# The pass that makes slopes: columns and elements of a tile, and tiles to a program.
+_WIDTH, _BLOCK, _STEPS = 128, 2048, 8
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -73,8 +74,8 @@ def run_slopes(
 ) -> tuple[Tensor, Tensor]:
     """The gradients dz = g f'(y) and db of `run_forward`; db is empty without bias."""
     rows, units = y.shape
-    width = min(256, _power_of_2(units))
-    block = 2048 // width
+    width = min(_WIDTH, _power_of_2(units))
+    block = _BLOCK // width
     count, strips = _quotient(rows, block * _STEPS), _quotient(units, width)
     masked = rows % (block * _STEPS) != 0 or units % width != 0
     dz = torch.empty_like(y)
@@ -119,7 +120,8 @@ def _launch(
     with torch.cuda.device_of(x) if elsewhere else contextlib.nullcontext():
         compiled = _compiled.get(key)
         if compiled is None:
-            launch = key[0][grid]
-            _compiled[key] = launch(*arguments, *constants, num_warps=warps, num_stages=stages)
+            compiled = key[0][grid](*arguments, *constants, num_warps=warps, num_stages=stages)
+            _compiled[key] = compiled and (compiled.run, compiled.function, compiled.packed_metadata, None, None, None)
         else:
-            compiled[grid](*arguments, *constants)
+            run, *fixed = compiled
+            run(*grid, torch._C._cuda_getCurrentRawStream(x.get_device()), *fixed, *arguments, *constants)

@@ -9,10 +9,13 @@ from zeromean.kernels.elementary import power_of_2
 
 @triton.jit
 def unit_elu(x, p0, p1, k, s0, s1, s2):
-    """`formulas.elu` with all scalars 1, in ten instructions: tensor cores wait for them."""
+    """`formulas.elu` with all scalars 1 in eight instructions, for tensor cores wait for them.
+
+    Its relative error of 2e-5 is small against that of the rounding to half precision which follows.
+    """
     m = tl.minimum(x, 0.0)
-    near = (((0.0072319354 * m + 0.0413486509) * m + 0.1666298693) * m + 0.4999986626) * (m * m) + x
-    return tl.where(x > -0.35, near, power_of_2(x * 1.4426950408889634) - 1.0)
+    near = 0.5 * m * m + x
+    return tl.where(x > -0.01, near, power_of_2(x * 1.4426950408889634) - 1.0)
 
 
 VALUES = {"elu": formulas.elu, "leaky_relu": formulas.leaky_relu, "shifted_relu": formulas.shifted_relu}
@@ -75,7 +78,7 @@ def slopes(
     c = strip * WIDTH + tl.arange(0, WIDTH)
     at = r.to(tl.int64)[:, None] * units + c[None, :]
     total = tl.zeros((ROWS, WIDTH), tl.float32)
-    for _ in range(STEPS):
+    for _ in tl.range(0, STEPS, num_stages=3):
         inside = (r < rows)[:, None] & (c < units)[None, :] if MASKED else None
         g = tl.load(gradient + at, mask=inside).to(tl.float32)
         v = tl.load(y + at, mask=inside).to(tl.float32)

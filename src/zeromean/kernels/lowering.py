@@ -74,6 +74,10 @@ class Arithmetic:
         """Max(x, bound), NaN for NaN."""
         return self.ops.maximum(x, self.number(bound))
 
+    def at_most(self, x: Value, bound: float) -> Value:
+        """Min(x, bound), NaN for NaN."""
+        return self.ops.minimum(x, self.number(bound))
+
     def exp(self, x: Value) -> Value:
         """e^x, on a GPU within 2 units in the last place of the power."""
         if not self.approximate:
@@ -239,7 +243,8 @@ def _gelu_tanh(m: Arithmetic, x: Value, given: Given) -> Value:
 
 
 def _gelu_tanh_backward(m: Arithmetic, g: Value, v: Value, given: Given) -> Value:
-    factor, square = m.number(_SQRT_2_OVER_PI_TIMES_2), v * v
+    # Where the square would overflow the sigmoid has long been flat, and 0 times infinity is no number.
+    factor, square = m.number(_SQRT_2_OVER_PI_TIMES_2), m.at_most(v * v, 1e4)
     s = m.sigmoid(v * (factor * (m.number(1) + m.number(0.044715) * square)))
     inner_slope = factor * (m.number(1) + m.number(3 * 0.044715) * square)
     return g * (s + v * s * (m.number(1) - s) * inner_slope)
@@ -247,19 +252,20 @@ def _gelu_tanh_backward(m: Arithmetic, g: Value, v: Value, given: Given) -> Valu
 
 def _mish_parts(m: Arithmetic, x: Value) -> tuple[Value, Value, Value]:
     """With e = e^x: e, n = e (e + 2) and 1 / (n + 2), so that tanh(ln(1 + e)) = n / (n + 2)."""
-    e = m.exp(m.where(x > m.number(20), m.number(20), x))
+    e = m.exp(x)
     n = e * (e + m.number(2))
     return e, n, m.reciprocal(n + m.number(2))
 
 
 def _mish(m: Arithmetic, x: Value, given: Given) -> Value:
-    _, n, r = _mish_parts(m, x)
+    _, n, r = _mish_parts(m, m.at_most(x, 20))
     return x * (n * r)
 
 
 def _mish_backward(m: Arithmetic, g: Value, v: Value, given: Given) -> Value:
+    v = m.at_most(v, 20)
     e, n, r = _mish_parts(m, v)
-    return g * (r * (n + m.number(4) * v * e * (e + m.number(1)) * r))
+    return g * (r * (n + m.number(4) * (v * e) * (e + m.number(1)) * r))
 
 
 FORMULAS = {

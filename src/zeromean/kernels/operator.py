@@ -1,12 +1,14 @@
 """An activation as operators of torch: plain formulas everywhere, the fused programs on CUDA.
 
 For each activation there are four operators in the namespace ``zeromean``: NAME, NAME_signs, NAME_backward and
-NAME_backward_parameters. A compiler sees them whole, so that what is kept between forward and backward is what they
-say, and noise is made again from its seed and never drawn twice. An autograd function around them keeps one tensor.
+NAME_backward_parameters (not where the one parameter is a residual, whose gradient is the incoming one). A compiler
+sees them whole, so that what is kept between forward and backward is what they say, and noise is made again from its
+seed and never drawn twice. An autograd function around them keeps one tensor.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -32,6 +34,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 SMALL = 2**20
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _REST = "Tensor? p0, Tensor? p1, Tensor? seed, Tensor? noisy, float[] scalars"
 _GRADIENT = f"Tensor gradient, Tensor kept, Tensor? signs, {_REST}, bool output_kept"
@@ -60,7 +63,8 @@ class Operator:
     """One activation: its plain formulas, its operators, its autograd function.
 
     Args:
-        name: Of the operators, in the namespace ``zeromean``, and of the formula among the programs.
+        name: Of the operators, in the namespace ``zeromean``, and of the formula among the programs; without a formula
+            of this name the plain ones run everywhere.
         value: Plain value(x, p0, p1, seed, noisy, *scalars).
         slope: Plain gradients slope(gradient, kept, positive, p0, p1, seed, noisy, *scalars, output_kept) of x, p0 and
             p1; positive tells the input's side, or is None if the kept tensor does. Both are made of differentiable
@@ -88,7 +92,7 @@ class Operator:
         record: bool,
     ) -> Tensor:
         """The activation of x; ``record`` if a backward pass may follow, which then keeps what ``keep`` says."""
-        if not record:
+        if not record or (_differentiates_forward() and not torch.compiler.is_compiling()):
             return self.run(x, p0, p1, seed, noisy, scalars)
         if _traced():
             results = _Activation.apply(self.name, keep, x, p0, p1, seed, noisy, *scalars)  # type: ignore[no-untyped-call]
@@ -108,7 +112,7 @@ class Operator:
         """The value alone, by the fused program or by the plain formula."""
         if not fused(x) or _transformed():
             return _own(self.value(x, p0, p1, seed, noisy, *scalars))
-        if _direct(x):
+        if _direct(x, p0, p1):
             return _run(self, False, x, p0, p1, seed, noisy, scalars)[0]
         return getattr(torch.ops.zeromean, self.name)(x, p0, p1, seed, noisy, scalars)  # type: ignore[no-any-return]
 
@@ -122,14 +126,22 @@ def _traced() -> bool:
     return torch.compiler.is_compiling() or _transforms_active()
 
 
+def _differentiates_forward() -> bool:
+    """Whether forward-mode differentiation does, which goes through no autograd function of ours."""
+    return forward_ad._current_level >= 0
+
+
 def _transformed() -> bool:
     """Whether a transform of `torch.func` or forward-mode differentiation does, which take the plain formulas."""
-    return not torch.compiler.is_compiling() and (_transforms_active() or forward_ad._current_level >= 0)
+    return not torch.compiler.is_compiling() and (_transforms_active() or _differentiates_forward())
 
 
-def _direct(x: Tensor) -> bool:
+def _direct(*tensors: Tensor | None) -> bool:
     """Whether a call may go past torch's dispatcher, which takes longer than a small kernel: plain eager tensors."""
-    return type(x) in (Tensor, torch.nn.Parameter) and not _traced() and _modes_active() == 0
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            return False
+    return not _traced() and _modes_active() == 0
 
 
 def _run_signs(operator: Operator, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -137,7 +149,7 @@ def _run_signs(operator: Operator, x: Tensor, *rest: Any) -> tuple[Tensor, Tenso
     p0, p1, seed, noisy, scalars = rest
     if not fused(x) or _transformed():
         return _own(operator.value(x, p0, p1, seed, noisy, *scalars)), pack(operator.side(x))
-    if _direct(x):
+    if _direct(x, p0, p1):
         return _run(operator, True, x, *rest)  # type: ignore[return-value]
     return getattr(torch.ops.zeromean, f"{operator.name}_signs")(x, *rest)  # type: ignore[no-any-return]
 
@@ -158,7 +170,9 @@ class _EagerActivation(torch.autograd.Function):
         *scalars: float,
     ) -> Tensor:
         signs = None
-        if keep == "signs":
+        if fused(x) and _direct(x, p0, p1):
+            y, signs = _run(operator, keep == "signs", x, p0, p1, seed, noisy, scalars)
+        elif keep == "signs":
             y, signs = _run_signs(operator, x, p0, p1, seed, noisy, scalars)
         else:
             y = operator.run(x, p0, p1, seed, noisy, scalars)
@@ -243,7 +257,7 @@ def _derive(
     again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if again or not fused(kept) or _transformed():
         return _plain_slope(_operators[name], gradient, kept, signs, rest, scalars, output_kept)
-    if _direct(kept) and _direct(gradient):
+    if _direct(kept, gradient, *rest[:2]):
         adds = _operators[name].adds
         dx, d0, d1 = _run_backward(
             _operators[name], gradient, kept, signs, rest, scalars, output_kept, learn and not adds
@@ -275,15 +289,36 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:
     """An operator's forward pass on real tensors."""
     x = dense(x)
-    if fused(x) and x.numel():
-        from zeromean.kernels import launch
-
+    launch = _programs(operator, x)
+    if launch is not None:
         parameters = [laid_out_as(p0, x)] if operator.adds else _contiguous(p0, p1)
         view = launch.view_of(x, () if operator.adds else parameters, seed)
         if view is not None and (not signs or view.packs()):
-            return launch.forward(operator.name, view, x, parameters, seed, noisy, scalars, signs)
+            return launch.forward(operator.name, view, x, parameters, seed, noisy, scalars, signs)  # type: ignore[no-any-return]
     y = laid_out_as(operator.value(x, p0, p1, seed, noisy, *scalars), x)
     return y, pack(operator.side(x)) if signs else None
+
+
+def _programs(operator: Operator, x: Tensor) -> Any:
+    """The module that launches the programs, or None where an activation, a device or an empty tensor has none."""
+    if not (fused(x) and x.numel() and _recent(x.device)):
+        return None
+    launch = _launch_module()
+    return launch if operator.name in launch.FORMULAS else None
+
+
+@functools.cache
+def _launch_module() -> Any:
+    """Imported when first needed, as it needs Triton."""
+    from zeromean.kernels import launch
+
+    return launch
+
+
+@functools.cache
+def _recent(device: torch.device) -> bool:
+    """Whether a GPU has the instructions that the programs are made of: Ampere (2020) was the first."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _contiguous(*parameters: Tensor | None) -> list[Tensor]:
@@ -318,21 +353,20 @@ def _backward_programs(
     output_kept: bool,
     learn: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if fused(kept) and kept.numel():
-        from zeromean.kernels import launch
-
+    launch = _programs(operator, kept)
+    if launch is not None:
         p0, p1, seed, noisy = rest
         parameters = _contiguous(p0, p1)
         view = launch.view_of(kept, parameters, seed)
         if view is not None and (signs is None or view.packs()):
-            return launch.backward(
+            return launch.backward(  # type: ignore[no-any-return]
                 operator.name, view, gradient, kept, signs, parameters, seed, noisy, scalars, output_kept, learn
             )
     return _plain_slope(operator, gradient, kept, signs, rest, scalars, output_kept)
 
 
 def _register(operator: Operator) -> None:
-    """Define the four operators of an activation, with all that torch wants to know of them."""
+    """Define the operators of an activation, with all that torch wants to know of them."""
     name = operator.name
 
     _define(name, f"(Tensor x, {_REST}) -> Tensor", lambda *a: _run(operator, False, *a)[0], _fake_value)

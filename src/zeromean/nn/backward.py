@@ -12,15 +12,18 @@ from torch import Tensor
 from zeromean.kernels import Keep, fused, packs, small
 
 Save = Literal["auto", "output", "input"]
+_SAVES = get_args(Save)
 
 
 def check_save(save: Save) -> None:
     """Raise ValueError for a choice that there is not."""
-    if save not in get_args(Save):
-        raise ValueError(f"save must be one of {', '.join(get_args(Save))}, got {save!r}: leave it at 'auto' if unsure")
+    if save not in _SAVES:
+        raise ValueError(f"save must be one of {', '.join(_SAVES)}, got {save!r}: leave it at 'auto' if unsure")
 
 
-def what_to_keep(save: Save, x: Tensor, output_suffices: bool, parameter: Tensor | None = None) -> Keep:
+def what_to_keep(
+    save: Save, x: Tensor, output_suffices: bool, parameter: Tensor | None = None, seed: Tensor | None = None
+) -> Keep:
     """From what the caller asked for to what is kept.
 
     Args:
@@ -29,12 +32,13 @@ def what_to_keep(save: Save, x: Tensor, output_suffices: bool, parameter: Tensor
         output_suffices: Whether the output tells the side of the input; if not, it is kept with a sign bit, by default
             where the fused programs pack those on the way.
         parameter: The learnable slopes, if any, aligned to x.
+        seed: Of the noise, if any.
     """
     if save == "input":
         return "input"
     if output_suffices:
         return "output"
-    if save == "output" or (fused(x) and (parameter is None or packs(x, parameter))):
+    if save == "output" or (fused(x) and packs(x, parameter, seed)):
         return "signs"
     return "input"
 

@@ -118,6 +118,8 @@ def celu(x: Tensor, alpha: float = 1.0, inplace: bool = False, *, save: Save = "
 
 def check_alpha(alpha: float, name: str, save: Save, inplace: bool) -> None:
     """Raise ValueError for an alpha that cannot be, or not with what is kept."""
+    if save == "auto" and type(alpha) is float and 0 < alpha < math.inf:
+        return
     if isinstance(alpha, bool):
         raise ValueError(f"alpha of {name} must be a number, got {alpha}: write inplace={alpha} to set inplace")
     if not -math.inf < alpha < math.inf:

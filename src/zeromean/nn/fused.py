@@ -95,13 +95,13 @@ def elu_add(x: Tensor, residual: Tensor, alpha: float = 1.0) -> Tensor:
         alpha: As in `elu`.
 
     Raises:
-        ValueError: If the residual differs from x in shape or type, or alpha is a bool.
+        ValueError: If the residual differs from x in shape, type or device, or alpha is a bool.
     """
     check_alpha(alpha, "elu_add", "input", False)
-    if residual.shape != x.shape or residual.dtype != x.dtype:
+    if (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
         raise ValueError(
-            f"residual must have x's shape and type, {tuple(x.shape)} of {x.dtype}, got {tuple(residual.shape)} of "
-            f"{residual.dtype}: expand or convert it"
+            f"residual must have x's shape, type and device, {tuple(x.shape)} of {x.dtype} on {x.device}, got "
+            f"{tuple(residual.shape)} of {residual.dtype} on {residual.device}: expand, convert or move it"
         )
     if exporting() or not (fused(x) or backward_may_follow(x, residual)):
         return F.elu(x, alpha) + residual

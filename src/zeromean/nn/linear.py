@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from zeromean.kernels import linear as kernels
 from zeromean.nn.backward import exporting
@@ -129,10 +130,10 @@ def linear_act(
 
 
 def _must_be_plain() -> bool:
-    """Whether an exported program or a transform of torch.func is to see the plain operators."""
+    """Whether an exported program, a transform of torch.func or forward mode is to see the plain operators."""
     if torch.compiler.is_compiling():
         return exporting()
-    return torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _check(activation: str, fused: Fused) -> None:

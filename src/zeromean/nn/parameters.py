@@ -22,10 +22,13 @@ def align(parameter: Tensor, x: Tensor, name: str) -> Tensor:
         name: What to call the parameter in an error.
 
     Raises:
-        ValueError: If it fits in none of the three ways.
+        ValueError: If it fits in none of the three ways, or lies on another device.
     """
     if not isinstance(parameter, Tensor):
         raise ValueError(f"{name} must be a tensor, got {parameter!r}: use torch.tensor({parameter!r})")
+    if parameter.device != x.device:
+        # A program would read the one's memory at an address of the other's.
+        raise ValueError(f"{name} must lie on x's device {x.device}, got {parameter.device}: use {name}.to(x.device)")
     if parameter.numel() == 1 and parameter.ndim <= 1:
         return parameter.reshape((1,) * x.ndim)
     if parameter.ndim == 1 and x.ndim > 1 and parameter.shape[0] == x.shape[1]:

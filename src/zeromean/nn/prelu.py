@@ -50,6 +50,8 @@ def _smallest(keep: Keep, x: Tensor) -> float:
 
 
 def _away_from_zero(weight: Tensor, smallest: float) -> Tensor:
+    # In float16 the smallest slope of a wider x would itself be 0.
+    weight = widen(weight)
     return torch.where(weight.abs() < smallest, smallest + (weight - weight.detach()), weight)
 
 
@@ -83,13 +85,13 @@ def _slope(
     """The derivative: dx = k or weight by the sign of x, dweight = sum of x over x < 0."""
     if noisy is not None:
         weight = learn_in_quiet_passes(weight, noisy)
-    weight = _away_from_zero(weight, smallest)
+    read = _away_from_zero(weight, smallest)
     k = _slope_noise(seed, noisy, kept, epsilon)
     if positive is None:
         positive = kept > 0 if k is None else (kept < 0).logical_not()
     wide = widen(gradient)
-    dx = torch.where(positive, wide if k is None else wide * k, wide * weight).to(gradient.dtype)
-    x = widen(kept) / weight if output_kept else widen(kept)
+    dx = torch.where(positive, wide if k is None else wide * k, wide * read).to(gradient.dtype)
+    x = widen(kept) / read if output_kept else widen(kept)
     dweight = sum_to(torch.where(positive, 0.0, wide * x), weight)
     return dx, dweight if noisy is None else torch.where(noisy, 0.0, dweight), None
 
@@ -99,8 +101,8 @@ _EPRELU = Operator("eprelu", _value, _slope, zero_positive=True)
 
 
 def _torch_takes(weight: Tensor, x: Tensor) -> bool:
-    fits = weight.ndim == 1 and x.ndim > 1 and weight.shape[0] in (1, x.shape[1])
-    return fits and weight.dtype == x.dtype
+    fits = weight.numel() == 1 or (x.ndim > 1 and weight.shape[0] == x.shape[1])
+    return weight.ndim == 1 and x.ndim > 0 and fits and weight.dtype == x.dtype
 
 
 def prelu(x: Tensor, weight: Tensor, *, save: Save = "auto") -> Tensor:
@@ -158,7 +160,7 @@ def eprelu(
         return prelu(x, weight, save=save)
     seed, noisy = resolve_seed(seed, x), as_flag(noisy, x)
     weight = align(weight, x, "weight")
-    keep, record = what_to_keep(save, x, False, weight), backward_may_follow(x, weight)
+    keep, record = what_to_keep(save, x, False, weight, seed), backward_may_follow(x, weight)
     return _EPRELU(x, weight, None, seed, noisy, _smallest(keep, x), epsilon, keep=keep, record=record)
 
 
@@ -185,7 +187,7 @@ class PReLU(torch.nn.PReLU):
         """Apply `prelu` to each element."""
         if self.training:
             return prelu(x, self.weight, save=self.save)
-        if self.weight.ndim == 1 and x.ndim > 1 and self.weight.dtype == x.dtype:
+        if _torch_takes(self.weight, x):
             return F.prelu(x, self.weight)
         return _formula(x, align(self.weight, x, "weight"), None)
 

@@ -5,7 +5,7 @@ r"""Rectifiers with a random slope and nothing to learn: RReLU (negative side) a
 
 In evaluation a = (lower + upper) / 2 and k = 1. The backward pass keeps the output and the seed, from which it makes
 the slopes again; where lower <= 0 the output's sign does not tell RReLU's side, and one bit an element is kept
-with it (or the input, off a GPU).
+with it where the fused programs pack those on the way, or else the input.
 
 Sources: Xu et al., "Empirical evaluation of rectified activations in convolutional network", 2015 (RReLU; bounds 1/8
 and 1/3 as in PyTorch, recalled, not checked against the paper); Jiang et al., 2018 (EReLU; definition and epsilon 0.4
@@ -107,7 +107,7 @@ def rrelu(
     seed = resolve_seed(seed, x)
     if inplace:
         return x.mul_(_random_leak(torch.ones_like(x), x.detach() > 0, seed, lower, upper))
-    keep, record = what_to_keep("auto", x, lower > 0), backward_may_follow(x)
+    keep, record = what_to_keep("auto", x, lower > 0, seed=seed), backward_may_follow(x)
     return _RRELU(x, None, None, seed, None, lower, upper, keep=keep, record=record)
 
 

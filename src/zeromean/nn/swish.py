@@ -85,7 +85,8 @@ _SMOOTH = {
     "gelu_tanh": _of_torch(
         "gelu_tanh",
         lambda x: F.gelu(x, approximate="tanh"),
-        lambda gradient, x: _ATEN.gelu_backward(gradient, x, approximate="tanh"),
+        # Torch's slope is NaN where x^2 overflows, long after it has become flat.
+        lambda gradient, x: _ATEN.gelu_backward(gradient, x.clamp(-100, 100), approximate="tanh"),
     ),
     "mish": _of_torch("mish", F.mish, _mish_slope),
 }

@@ -108,3 +108,17 @@ def test_a_changed_alpha_takes_effect() -> None:
         torch.testing.assert_close(y.detach(), alpha * torch.expm1(x.detach()))
         (dx,) = torch.autograd.grad(y.sum(), x)
         torch.testing.assert_close(dx, alpha * torch.exp(x.detach()))
+
+
+@pytest.mark.parametrize("name", ["elu:-2.0,output", "prelu:-0.5,auto", "rrelu:-0.5,0.5", "eprelu:noisy,0.1,auto"])
+def test_one_program_for_every_size_and_layout(name: str) -> None:
+    """Without a graph break: whether signs are packed, and in which order, is asked of symbolic sizes."""
+    call, slopes = CALLS[name], CALLS[name].tensors(8)
+    compiled = torch.compile(lambda x: call.function(x, *slopes), backend=BACKEND, fullgraph=True, dynamic=True)
+    for shape in [(2, 8, 4, 4), (3, 8, 5, 7)]:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(shape, device=DEVICE).to(memory_format=layout).requires_grad_()
+            ys = [compiled(x), call.function(x, *slopes)]
+            torch.testing.assert_close(*ys)
+            gradient = torch.randn(shape, device=DEVICE)
+            torch.testing.assert_close(*(torch.autograd.grad(y, x, gradient) for y in ys))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tests.kernels.interpreted.device import DEVICE
-from zeromean.kernels import launch
+from zeromean.kernels import launch, operator
 from zeromean.nn import functional as zf
 
 # From inside torch: its forward mode loads scripted derivatives.
@@ -98,3 +98,33 @@ def test_a_parameter_that_is_nan_shows(function: Callable[..., Tensor], place: i
     parameters = [torch.ones(1, device=DEVICE), torch.ones(1, device=DEVICE)]
     parameters[place].fill_(torch.nan)
     assert function(torch.tensor([-1.0], device=DEVICE), *parameters).isnan().all()
+
+
+@pytest.mark.parametrize("lacking", ["formula", "instructions"])
+def test_plain_operators_run_where_there_are_no_programs(
+    lacking: str, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an activation without a formula of its name, and on a GPU before Ampere."""
+    if lacking == "formula":
+        monkeypatch.delitem(launch.FORMULAS, "prelu")
+    else:
+        monkeypatch.setattr(operator, "_recent", lambda device: False)
+    x, weight, gradient = random(4, 8).requires_grad_(), random(8).requires_grad_(), random(4, 8)
+    ours, theirs = (
+        [y, *torch.autograd.grad(y, (x, weight), gradient)] for y in (zf.prelu(x, weight), F.prelu(x, weight))
+    )
+    torch.testing.assert_close(ours, theirs)
+    assert launched == []
+
+
+@pytest.mark.parametrize(
+    "function", [zf.elu, zf.gelu, lambda x: zf.pelu(x, torch.ones(1, device=DEVICE), x.new_ones(1))]
+)
+def test_forward_mode_of_what_a_backward_pass_follows(function: Callable[[Tensor], Tensor]) -> None:
+    x, direction = random(20).requires_grad_(), random(20)
+    with forward_ad.dual_level():
+        y = function(forward_ad.make_dual(x, direction))
+        tangent = forward_ad.unpack_dual(y).tangent
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    assert tangent is not None
+    torch.testing.assert_close(tangent, slope * direction)

@@ -93,6 +93,9 @@ def test_one_parameter_for_all(call: Call, layout: Layout) -> None:
         ("prelu:-0.5,auto", Layout((6, 24)), "channels", "columns"),
         ("prelu:-0.5,auto", Layout((6, 10)), "channels", "columns"),
         ("rrelu:-0.5,0.5", Layout((2, 8, 5, 3), last=True), "one", "columns"),
+        ("rrelu:-0.5,0.5", Layout((2, 3, 7, 7), last=True), "one", "columns"),
+        ("eprelu:noisy,0.1,auto", Layout((2, 3, 7, 7), last=True), "one", "columns"),
+        ("eprelu:noisy,0.1,auto", Layout((2, 3, 7, 7), last=True), "channels", "columns"),
         ("eelu:noisy,1.0,auto", Layout((2, 3, 7, 7)), "channels", "rows"),
         ("eelu:noisy,1.0,auto", Layout((2, 3, 7, 7), last=True), "channels", "columns"),
     ],
@@ -112,7 +115,7 @@ def test_what_only_large_tensors_need(
     name: str, layout: Layout, setting: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows longer than a tile, more of them than a grid's second axis has, and positions in 64 bits."""
-    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(launch, "_views", {})
     for key, value in setting.items():
         monkeypatch.setattr(launch, key, value)
     x = normal(*layout.shape, last=layout.last)
@@ -121,11 +124,15 @@ def test_what_only_large_tensors_need(
 
 @pytest.mark.parametrize("shape", [(3, 5, 16), (3, 5, 7)], ids=str)
 @pytest.mark.parametrize("name", [*LEARNING, "rrelu:-0.5,0.5"])
-def test_stacked_networks(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacked_networks(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, launched: list[str]
+) -> None:
     """Parameters and seeds [R, 1, 1]."""
     seeds = torch.tensor([5, 6, 7], device=DEVICE).reshape(3, 1, 1)
     monkeypatch.setattr("tests.cases.seed", lambda x: seeds)
     assert_exact(CALLS[name], normal(*shape), CALLS[name].tensors(3, 1, 1))
+    if not name.endswith("output"):
+        assert launched[:2] == ["forward_rows", "backward_rows"]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +217,7 @@ def test_the_layouts_have_groups_of_every_kind() -> None:
         slopes = align(torch.ones(layout.shape[1], device=DEVICE), x, "slopes")
         view = launch.view_of(x, [slopes], torch.tensor(1, device=DEVICE))
         assert view is not None
-        kinds.add(launch._columns(view, True, 8, 1)[2]["GROUPED"] if view.columns else view.inner % 8 == 0)
+        kinds.add(launch._columns(view, True, 128, 8, 1)[2]["GROUPED"] if view.columns else view.inner % 8 == 0)
     assert kinds == {tiles.SCATTERED.value, tiles.BY_PLANE.value, tiles.BY_ROW.value, True, False}
 
 

@@ -13,10 +13,11 @@ Step = Callable[[], object]
 Clock = Callable[[Step, int], list[float]]
 """Runs a step so many times, after one or two more that are not timed, and returns milliseconds for one run of it."""
 
-# Our choice: the time that one contender's repetitions take in one round.
+# Our choice: the time that one contender's repetitions take in one turn.
 TARGET_MILLISECONDS = 20.0
+# Turns in a round where the host's share counts: other work on the host comes and goes, so contenders alternate fast.
+_SHORT_TURNS = 10
 _FEWEST, _MOST = 3, 300
-_BATCHES = 5
 # Of a GPU at 2 GHz; a slower one waits longer.
 _CYCLES_PER_SECOND = 2e9
 _LONGEST_HEAD_START = 0.05
@@ -25,14 +26,19 @@ _LONGEST_HEAD_START = 0.05
 def clock_for(which: Pass, device: torch.device) -> Clock:
     """Both passes together are timed with the host's share; single ones without it, on a GPU."""
     if which == "both":
-        return _batches(device)
+        return _batch(device)
     return _events if device.type == "cuda" else _seconds
 
 
-def repetitions(step: Step, clock: Clock) -> int:
-    """As many as take about `TARGET_MILLISECONDS`."""
+def turns_of(which: Pass) -> int:
+    """How many turns a contender has in a round."""
+    return _SHORT_TURNS if which == "both" else 1
+
+
+def repetitions(step: Step, clock: Clock, turns: int = 1) -> int:
+    """As many as take about `TARGET_MILLISECONDS` in all turns of a round."""
     once = min(clock(step, _FEWEST))
-    return min(_MOST, max(_FEWEST, round(TARGET_MILLISECONDS / max(once, 1e-6))))
+    return min(_MOST, max(_FEWEST, round(TARGET_MILLISECONDS / turns / max(once, 1e-6))))
 
 
 def _events(step: Step, count: int) -> list[float]:
@@ -66,18 +72,20 @@ def _seconds(step: Step, count: int) -> list[float]:
     return times
 
 
-def _batches(device: torch.device) -> Clock:
-    """Wall clock of a batch of calls with one synchronisation at its end, divided by the calls."""
+def _batch(device: torch.device) -> Clock:
+    """Wall clock of all calls with one synchronisation at their end, divided by the calls."""
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def clock(step: Step, count: int) -> list[float]:
-        calls = -(-count // _BATCHES)
-
-        def batch() -> None:
-            for _ in range(calls):
-                step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        return [milliseconds / calls for milliseconds in _seconds(batch, _BATCHES)]
+        step()
+        finish()
+        started = time.perf_counter()
+        for _ in range(count):
+            step()
+        finish()
+        return [1000 * (time.perf_counter() - started) / count]
 
     return clock

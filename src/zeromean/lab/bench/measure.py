@@ -17,7 +17,7 @@ from zeromean.lab.bench import inputs as data
 from zeromean.lab.bench import subjects
 from zeromean.lab.bench.accuracy import Errors, errors
 from zeromean.lab.bench.ceilings import copying
-from zeromean.lab.bench.clock import Clock, Pass, Step, clock_for, repetitions
+from zeromean.lab.bench.clock import Clock, Pass, Step, clock_for, repetitions, turns_of
 from zeromean.lab.bench.contenders import Contender
 from zeromean.lab.bench.inputs import Inputs
 from zeromean.lab.bench.memory import saved_bytes_per_element
@@ -127,21 +127,24 @@ class Bench:
     ) -> tuple[list[float], dict[str, list[list[float]]]]:
         inputs = self.inputs.alone() if which == "both" else self.inputs
         copy = copying(inputs.xs)
-        counts = {"copy": repetitions(copy, clock)}
+        turns = turns_of(which)
+        counts = {"copy": repetitions(copy, clock, turns)}
         copies: list[float] = []
         times: dict[str, list[list[float]]] = {contender.name: [] for contender in taking_part}
 
         def warm_up(contender: Contender) -> None:
-            counts[contender.name] = repetitions(prepare(which, contender, inputs), clock)
+            counts[contender.name] = repetitions(prepare(which, contender, inputs), clock, turns)
 
         def measure(contender: Contender) -> None:
             times[contender.name].append(clock(prepare(which, contender, inputs), counts[contender.name]))
 
         for contender in taking_part:
             self._guarded(contender, warm_up)
-        for _ in range(rounds):
+        for turn in range(rounds * turns):
             copies.append(statistics.median(clock(copy, counts["copy"])))
-            for contender in taking_part:
+            # Whoever comes first finds the host's caches cold.
+            first = turn % len(taking_part)
+            for contender in (*taking_part[first:], *taking_part[:first]):
                 self._guarded(contender, measure)
         return copies, times
 
