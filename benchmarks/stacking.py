@@ -25,9 +25,9 @@ from zeromean.lab import data
 from zeromean.lab.activation import parse
 from zeromean.lab.nets import mlp
 from zeromean.lab.plan import device_facts, make, splits
-from zeromean.lab.recipes import find
+from zeromean.lab.recipes import Recipe, find
 from zeromean.lab.store import Run
-from zeromean.lab.train import Samples, Steps, build
+from zeromean.lab.together import Samples, Steps, build
 
 
 def plain_loop(parts: Samples, batch: int, steps: int) -> Callable[[], None]:
@@ -48,6 +48,7 @@ def plain_loop(parts: Samples, batch: int, steps: int) -> Callable[[], None]:
 
 def stacked(runs: list[Run], name: str, parts: Samples, steps: int) -> Callable[[], None]:
     recipe = find(name)
+    assert isinstance(recipe, Recipe)
     sample = Samples(parts.inputs[: steps * 64], parts.targets[: steps * 64])
     trainer = Steps(recipe, runs, build(recipe, runs, parts).to(parts.inputs.device), sample)
 
@@ -75,6 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     recipe = find(f"{options.data}-mlp8")
+    assert isinstance(recipe, Recipe)
     parts = splits(recipe, data.load(recipe.data), tuning=False).train.to(device)
     all_runs = make(recipe, (), seeds=10).runs({})
     contenders = {

@@ -20,7 +20,7 @@ from zeromean.lab.compare import Progress, open_study, run
 from zeromean.lab.plan import make
 from zeromean.lab.recipes import find, override
 from zeromean.lab.store import Stage, Study
-from zeromean.lab.train import OnEpoch
+from zeromean.lab.together import OnEpoch
 
 
 def lines(stage: Stage, epochs: int) -> OnEpoch:

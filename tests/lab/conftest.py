@@ -60,6 +60,7 @@ def write_study(
                     "label": label,
                     "activation": activation,
                     "learning_rate": None if tune else rate,
+                    "norm": "none",
                 }
             )
     study = Study(root / "study")
@@ -87,6 +88,7 @@ def _plan(recipe: Recipe, arms: list[dict[str, Any]], *, seeds: int, tune: bool)
         "seeds": list(range(seeds)),
         "tune": tune,
         "budget": {
+            "epochs": recipe.epochs,
             "runs": len(arms) * seeds,
             "runs_per_arm": seeds,
             "tuning_runs_per_arm": len(recipe.tuning_grid) * recipe.tuning_seeds if tune else 0,
@@ -96,7 +98,7 @@ def _plan(recipe: Recipe, arms: list[dict[str, Any]], *, seeds: int, tune: bool)
         "command": f"zeromean compare {recipe.name} --seeds {seeds}{' --tune' if tune else ''}",
         "created": "2026-11-22T06:00:00Z",
         "versions": {"zeromean": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.6"},
-        "device": {"kind": "cpu", "name": "AMD EPYC", "threads": 2, "platform": "Linux-6.1-x86_64"},
+        "device": {"kind": "cpu", "name": "AMD EPYC", "threads": 2, "platform": "Linux-6.1-x86_64", "processes": 1},
         "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
         "data": {
             "name": recipe.data,

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.lab.image_study import planned, tiny_cifar
 
 from zeromean.lab import data
 from zeromean.lab.compare import choose, exclusive, mend, open_study, study_at
-from zeromean.lab.plan import estimate_seconds, make, splits
-from zeromean.lab.recipes import find
-from zeromean.lab.store import Run, Study
+from zeromean.lab.plan import epochs_of, estimate_seconds, make, parse_side, splits
+from zeromean.lab.recipes.cifar import cifar100_elu11
+from zeromean.lab.recipes.mnist import digits_mlp8, mnist_autoencoder
+from zeromean.lab.store import DamagedFileError, Run, Study
+from zeromean.lab.summary import load as load_summary
 
 CPU = torch.device("cpu")
-DIGITS = find("digits-mlp8")
+DIGITS = digits_mlp8()
 
 
 def test_arms_and_comparisons_of_the_default() -> None:
@@ -27,7 +30,7 @@ def test_arms_and_comparisons_of_the_default() -> None:
 
 
 def test_several_learning_rates_are_compared_each_with_its_own_baseline() -> None:
-    plan = make(find("mnist-autoencoder"), ["elu", "relu"], seeds=2)
+    plan = make(mnist_autoencoder(), ["elu", "relu"], seeds=2)
     assert plan.comparisons[0] == ("elu-lr0.01", "relu-lr0.01")
     assert len(plan.arms) == 8
     assert len({run.folder for run in plan.runs({})}) == 16
@@ -84,7 +87,8 @@ def test_a_validation_curve_costs_training_samples() -> None:
 def test_the_estimate_grows_with_the_epochs() -> None:
     dataset = data.load("digits")
     short, long = (make(replace(DIGITS, epochs=epochs), ["elu"], seeds=1) for epochs in (1, 1000))
-    assert estimate_seconds(long, dataset, CPU) > 10 * estimate_seconds(short, dataset, CPU) > 0
+    seconds = [estimate_seconds(plan, dataset, CPU) or 0 for plan in (short, long)]
+    assert seconds[1] > 10 * seconds[0] > 0
 
 
 def test_a_folder_with_another_plan_is_refused(tmp_path: Path) -> None:
@@ -131,7 +135,7 @@ def test_damage_is_told_and_mended(tmp_path: Path) -> None:
     study.finish(run, {"status": "ok"}, None)
     (tmp_path / run.folder / "result.json").write_text("{")
     (tmp_path / "checkpoint-final.safetensors").write_bytes(b"no")
-    mend(study, [run], "final", told.append)
+    mend(study, [run], ["final"], told.append)
     assert len(told) == 2
     assert "the run repeated" in told[0]
     assert study.pending([run]) == [run]
@@ -154,3 +158,80 @@ def test_two_processes_cannot_share_a_study(tmp_path: Path) -> None:
 def test_a_study_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="plain folder name"):
         study_at(tmp_path, name)
+
+
+def test_every_activation_meets_every_norm_and_those_without_come_first() -> None:
+    plan = make(cifar100_elu11(), ["elu", "leaky_relu:0.1"], norms=["batch", "none"], seeds=2, baseline="elu+batch")
+    assert [(arm.name, arm.label, arm.norm) for arm in plan.arms] == [
+        ("elu", "ELU", "none"),
+        ("leaky_relu-0.1", "LeakyReLU(0.1)", "none"),
+        ("elu-batch", "ELU + BatchNorm", "batch"),
+        ("leaky_relu-0.1-batch", "LeakyReLU(0.1) + BatchNorm", "batch"),
+    ]
+    assert {pair[1] for pair in plan.comparisons} == {"elu-batch"}
+    assert len(plan.comparisons) == 3
+    assert plan.runs({})[4] == Run("elu-batch", "elu", 0.01, 0, norm="batch")
+    assert len({run.folder for run in plan.runs({})}) == 8
+
+
+def test_the_default_baseline_of_an_image_study() -> None:
+    def baselines(*norms: str) -> set[str]:
+        return {base for _, base in make(cifar100_elu11(), ["elu", "relu"], norms=norms, seeds=1).comparisons}
+
+    assert baselines() == {"relu"}
+    assert baselines("none", "batch") == {"relu"}
+    assert baselines("batch") == {"relu-batch"}
+
+
+@pytest.mark.parametrize(
+    ("text", "norm"),
+    [("relu+batch", "batch"), ("relu", "none"), ("relu+none", "none"), ("leaky_relu:1e+0", "none")],
+)
+def test_spellings_of_a_side(text: str, norm: str) -> None:
+    side = parse_side(text)
+    assert side.norm == norm
+    assert parse_side(side.text) == side
+
+
+def test_a_norm_must_be_known_once_and_possible() -> None:
+    with pytest.raises(ValueError, match="did you mean 'batch'"):
+        make(cifar100_elu11(), (), norms=["btach"], seeds=1)
+    with pytest.raises(ValueError, match="unknown normalization 'layer'"):
+        parse_side("relu+layer")
+    with pytest.raises(ValueError, match="named once"):
+        make(cifar100_elu11(), (), norms=["batch", "batch"], seeds=1)
+    with pytest.raises(ValueError, match="has no normalization layers"):
+        make(DIGITS, (), norms=["none", "batch"], seeds=1)
+    assert make(DIGITS, (), norms=["none"], seeds=1) == make(DIGITS, (), seeds=1)
+    with pytest.raises(ValueError, match="--tune is not offered"):
+        make(cifar100_elu11(), (), seeds=1, tune=True)
+
+
+def test_an_image_plan_tells_its_length_and_no_time(tmp_path: Path) -> None:
+    recipe = replace(cifar100_elu11(), batch_size=5, validation=2)
+    facts = open_study(planned(recipe), Study(tmp_path), tiny_cifar(), CPU, processes=2)
+    assert facts["budget"]["seconds_estimate"] is None
+    assert facts["budget"]["epochs"] == 165_000 / 2, "two batches of five from ten images"
+    assert facts["data"]["train"] == 10
+    assert facts["device"]["processes"] == 2
+    assert facts["arms"][2]["norm"] == "batch"
+    assert facts["recipe"]["phases"][0]["steps"] == 165_000
+    assert facts["recipe"]["error_unit"] == "%"
+    assert facts == json.loads(json.dumps(facts)), "a plan must be what its file gives back"
+
+
+def test_epochs_count_the_one_that_is_cut_short() -> None:
+    assert epochs_of(cifar100_elu11(), 50_000) == 330
+    assert epochs_of(cifar100_elu11(), 50_099) == 330
+    assert epochs_of(cifar100_elu11(), 49_999) == 331
+    with pytest.raises(ValueError, match=r"batch_size must lie in \[1, 99\]"):
+        epochs_of(cifar100_elu11(), 99)
+
+
+def test_a_plan_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    study, dataset, plan = Study(tmp_path), data.load("digits"), make(DIGITS, ["elu"], seeds=1)
+    facts = open_study(plan, study, dataset, CPU)
+    study.write_plan({**facts, "arms": [{key: arm[key] for key in arm if key != "norm"} for arm in facts["arms"]]})
+    for read in (lambda: open_study(plan, study, dataset, CPU), lambda: load_summary(study)):
+        with pytest.raises(DamagedFileError, match="of an older version of zeromean, which named no normalization"):
+            read()

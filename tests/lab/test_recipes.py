@@ -5,11 +5,15 @@ import dataclasses
 import pytest
 
 from zeromean.lab.activation import Activation, parse
-from zeromean.lab.recipes import RECIPES, find, override
+from zeromean.lab.recipes import RECIPES, ImageRecipe, find, override
+from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18
+from zeromean.lab.recipes.images import override as override_images
+from zeromean.lab.recipes.mnist import digits_mlp8, mnist_autoencoder, mnist_mlp8
+from zeromean.lab.recipes.recipe import override as override_stacked
 
 
 def test_the_papers_numbers() -> None:
-    mlp, autoencoder = find("mnist-mlp8"), find("mnist-autoencoder")
+    mlp, autoencoder = mnist_mlp8(), mnist_autoencoder()
     assert (mlp.hidden, mlp.epochs, mlp.batch_size, mlp.learning_rates) == ((128,) * 8, 300, 64, (0.01,))
     assert autoencoder.hidden == (1000, 500, 250, 30, 250, 500, 1000)
     assert (autoencoder.epochs, autoencoder.batch_size) == (500, 64)
@@ -24,7 +28,7 @@ def test_recipes_carry_their_own_name_and_sound_arms(name: str) -> None:
 
 
 def test_the_default_is_the_papers_network_on_other_data() -> None:
-    digits, mnist = find("digits-mlp8"), find("mnist-mlp8")
+    digits, mnist = digits_mlp8(), mnist_mlp8()
     same = ("hidden", "batch_size", "learning_rates", "activations", "initialization", "baseline")
     assert all(getattr(digits, field) == getattr(mnist, field) for field in same)
 
@@ -35,7 +39,7 @@ def test_unknown_recipe_names_the_nearest() -> None:
 
 
 def test_override_parses_by_type() -> None:
-    changed = override(find("digits-mlp8"), ["epochs=20", "learning_rates=0.1,0.01", "initialization=activation"])
+    changed = override_stacked(digits_mlp8(), ["epochs=20", "learning_rates=0.1,0.01", "initialization=activation"])
     assert (changed.epochs, changed.learning_rates, changed.initialization) == (20, (0.1, 0.01), "activation")
 
 
@@ -98,7 +102,7 @@ def test_settings_that_are_not_the_first_are_named_in_folder_and_label() -> None
 
 
 def test_an_override_shows_in_the_title() -> None:
-    recipe = find("digits-mlp8")
+    recipe = digits_mlp8()
     changed = override(recipe, ["hidden=16,16", "epochs=2"])
     assert changed.title == f"{recipe.title} (epochs=2, hidden=16,16)"
     assert override(recipe, [f"epochs={recipe.epochs}"]) == recipe
@@ -106,4 +110,58 @@ def test_an_override_shows_in_the_title() -> None:
 
 def test_a_recipe_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        find("digits-mlp8").epochs = 1  # type: ignore[misc]
+        digits_mlp8().epochs = 1  # type: ignore[misc]
+
+
+def test_the_papers_convolutional_schedules() -> None:
+    small, large = cifar100_elu11(), cifar100_elu18()
+    assert small.steps == 165_000
+    assert [small.rate(step) for step in (0, 34_999, 35_000, 85_000, 135_000)] == [0.01, 0.01, 0.005, 5e-4, 5e-5]
+    assert [phase.steps for phase in large.phases[1:]] == [50_000, 40_000]
+    assert [phase.everywhere for phase in large.phases] == [False, True, True]
+    assert large.phases[2].dropout == tuple(1.5 * rate for rate in large.phases[1].dropout)
+
+
+def test_override_of_an_image_recipe_parses_by_type() -> None:
+    words = ["batch_size=50", "flip=false", "ema=0.99", "normalization=mean-std", "norms=none,batch", "precision=tf32"]
+    changed = override(find("cifar100-elu11"), words)
+    assert isinstance(changed, ImageRecipe)
+    assert (changed.batch_size, changed.flip, changed.ema, changed.norms) == (50, False, 0.99, ("none", "batch"))
+    assert (changed.normalization, changed.precision) == ("mean-std", "tf32")
+    assert changed.title == f"{cifar100_elu11().title} ({', '.join(sorted(words))})"
+    assert changed.phases == cifar100_elu11().phases
+
+
+def test_length_and_rate_factor_scale_the_schedule() -> None:
+    published = cifar100_elu18()
+    changed = override_images(published, ["length=0.01", "rate_factor=2"])
+    assert [phase.steps for phase in changed.phases] == [850, 500, 400]
+    assert changed.rates == ((0, 0.02), (350, 0.002), (1350, 2e-4))
+    assert changed.title == f"{published.title} (length=0.01, rate_factor=2.0)"
+    assert override_images(published, ["length=1", "rate_factor=1", "batch_size=100"]) == published
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize=3", "did you mean 'batch_size'"),
+        ("lenght=0.1", "did you mean 'length'"),
+        ("epochs=3", "no field 'epochs'"),
+        ("flip", "must read field=value"),
+        ("flip=no", "true or false"),
+        ("batch_size=1.5", "whole number"),
+        ("batch_size=0", "at least 1"),
+        ("length=0", "positive"),
+        ("length=nan", "positive"),
+        ("rate_factor=-1", "positive"),
+        ("rate_factor=inf", "positive"),
+        ("normalization=zca", "gcn-zca, mean-std"),
+        ("norms=layer", "none, batch"),
+        ("ema=1", r"in \[0, 1\)"),
+        ("phases=1", "no field 'phases'"),
+        ("network=elu18", "no field 'network'"),
+    ],
+)
+def test_bad_override_of_an_image_recipe(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        override(find("cifar100-elu11"), [text])

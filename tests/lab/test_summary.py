@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.lab.image_study import write_image_study
 
 from zeromean.lab.store import DamagedFileError, Run, Study
 from zeromean.lab.summary import CSV_COLUMNS, Summary, arm_table, load, to_csv, to_markdown, to_tables
@@ -18,11 +20,11 @@ from zeromean.lab.summary import CSV_COLUMNS, Summary, arm_table, load, to_csv, 
 StudyFolder = Callable[..., Study]
 
 GOLDEN_CSV = """\
-arm,activation,learning_rate,seed,status,epochs,train_loss,train_error,validation_error,test_error,median_mean_activation
-elu,elu,0.01,0,ok,3,1.295474,38.36423,,2.5,0.03742605
-elu,elu,0.01,1,diverged,3,,,,,
-relu,relu,0.01,0,ok,3,1.66082,49.3246,,3.055556,0.2500859
-relu,relu,0.01,1,ok,3,1.537145,45.61435,,3.611111,0.2520101
+arm,activation,learning_rate,seed,status,epochs,train_loss,train_error,validation_error,test_error,median_mean_activation,norm
+elu,elu,0.01,0,ok,3,1.295474,38.36423,,2.5,0.03742605,none
+elu,elu,0.01,1,diverged,3,,,,,,none
+relu,relu,0.01,0,ok,3,1.66082,49.3246,,3.055556,0.2500859,none
+relu,relu,0.01,1,ok,3,1.537145,45.61435,,3.611111,0.2520101,none
 """
 
 GOLDEN_MARKDOWN = """\
@@ -93,7 +95,7 @@ def test_a_failed_run_needs_no_numbers(study_folder: StudyFolder) -> None:
     study.finish(Run("elu", "elu", 0.01, 1), {"arm": "elu", "seed": 1, "status": "failed"}, None)
     summary = load(study)
     assert summary.exclusions == "Left out of means and comparisons: ELU (1 failed)."
-    assert "elu,elu,0.01,1,failed,,,,,," in to_csv(summary)
+    assert "elu,elu,0.01,1,failed,,,,,,,none" in to_csv(summary)
 
 
 def test_no_verdict_before_all_runs_are_done(study_folder: StudyFolder) -> None:
@@ -102,7 +104,7 @@ def test_no_verdict_before_all_runs_are_done(study_folder: StudyFolder) -> None:
     assert summary.sentences == ("No verdict yet: 2 of 40 runs are not done.",)
     assert summary.progress == "38 of 40 runs done: 38 ok."
     assert [arm.test_error.n for arm in summary.arms] == [10, 9, 10, 9]
-    assert "relu,relu,0.01,2,missing,,,,,," in to_csv(summary)
+    assert "relu,relu,0.01,2,missing,,,,,,,none" in to_csv(summary)
     assert "comparison" not in to_markdown(summary)
 
 
@@ -154,7 +156,7 @@ def test_before_tuning_no_learning_rate_is_claimed(study_folder: StudyFolder) ->
     (study.path / "tuning.json").unlink()
     summary = load(study)
     assert arm_table(summary)[1][0][:3] == ("ELU", "not chosen yet", "0")
-    assert "elu,elu,,0,missing,,,,,," in to_csv(summary)
+    assert "elu,elu,,0,missing,,,,,,,none" in to_csv(summary)
 
 
 def test_labels_that_repeat_get_their_settings(study_folder: StudyFolder) -> None:
@@ -223,3 +225,43 @@ def test_summary_is_frozen(study_folder: StudyFolder) -> None:
     summary: Summary = load(study_folder(arms=("elu",), seeds=1, epochs=2))
     with pytest.raises(AttributeError):
         summary.arms = ()  # type: ignore[misc]
+
+
+def test_an_image_study_is_summarised_from_its_folder(tmp_path: Path) -> None:
+    summary = load(write_image_study(tmp_path, seeds=8, diverged=3))
+    assert [(arm.label, arm.norm) for arm in summary.arms] == [
+        ("ELU", "none"),
+        ("ReLU", "none"),
+        ("ELU + BatchNorm", "batch"),
+        ("ReLU + BatchNorm", "batch"),
+    ]
+    assert summary.exclusions == "Left out of means and comparisons: ReLU (1 diverged)."
+    assert [(one.arm, one.baseline, one.n_pairs) for one in summary.comparisons] == [
+        ("ELU", "ReLU", 7),
+        ("ELU + BatchNorm", "ReLU", 7),
+        ("ReLU + BatchNorm", "ReLU", 7),
+    ]
+    rows = list(csv.DictReader(io.StringIO(to_csv(summary))))
+    assert [row["norm"] for row in rows] == ["none"] * 16 + ["batch"] * 16
+    assert summary.speed == "18 s a run, 40,000 images/s on average"
+    text = to_markdown(summary)
+    assert "- Speed: 18 s a run, 40,000 images/s on average" in text
+    assert "- ELU + BatchNorm: lower test error than ReLU by" in text
+    assert "images/s" not in to_csv(summary)
+
+
+def test_records_hold_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import cifar_record
+
+    study = write_image_study(tmp_path, seeds=2, diverged=1)
+    monkeypatch.setattr(sys, "argv", ["cifar_record.py", str(study.path), "--out", str(tmp_path / "record")])
+    cifar_record.main()
+    rows = [json.loads(line) for line in (tmp_path / "record" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    wanted = ("recipe", "activation", "norm", "seed", "status", "seconds", "images_per_second")
+    assert [rows[0][key] for key in wanted] == ["cifar100-elu11", "elu", "none", 0, "ok", 18.0, 40_000.0]
+    assert rows[0]["test_error"] == pytest.approx(28.0, abs=0.5)
+    (lost,) = [row for row in rows if row["status"] == "diverged"]
+    assert (lost["activation"], lost["norm"], lost["seed"], lost["test_error"]) == ("relu", "none", 1, None)
+    assert lost["diverged"]["step"] == 7
+    assert (tmp_path / "record" / "table.md").read_text() == to_markdown(load(study))

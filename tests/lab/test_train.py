@@ -1,229 +1,420 @@
-"""Training: against a plain loop, alone against together, killed against undisturbed."""
+"""Training on images: against a plain loop, killed against undisturbed, alone against together, finite or not."""
 
-from dataclasses import replace
+import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from tests.lab.small_images import (
+    CPU,
+    DROPOUT,
+    NO_DROPOUT,
+    Epochs,
+    contents,
+    material,
+    poisoned,
+    recipe,
+    run,
+    small,
+)
+from torch import Tensor
 
-import zeromean.nn as zmnn
-from zeromean.lab.activation import parse
-from zeromean.lab.nets import mlp
-from zeromean.lab.order import noise_seeds, sample_order
-from zeromean.lab.recipes import Recipe, find
-from zeromean.lab.store import DamagedFileError, Run, Study
-from zeromean.lab.train import Samples, Splits, train
-
-CPU = torch.device("cpu")
-RUNS = [Run(arm.replace(":", "-"), arm, 0.05, seed) for arm in ("elu", "relu", "eelu") for seed in (0, 1)]
-
-
-def recipe(**changes: Any) -> Recipe:
-    small = replace(find("digits-mlp8"), hidden=(8, 8), epochs=3, batch_size=16, probe_samples=20)
-    return replace(small, **changes)
-
-
-def splits(*, task: str = "classification") -> Splits:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(100, 12, generator=generator)
-    y = (x @ torch.randn(12, 4, generator=generator)).argmax(1)
-    whole = Samples(x, x if task == "reconstruction" else y)
-    first, last = torch.arange(70), torch.arange(70, 100)
-    return Splits(whole.take(first), whole.take(first[:20]), whole.take(last), whole.take(last))
-
-
-def results(study: Study, runs: list[Run]) -> list[dict[str, Any]]:
-    found = [study.result(run) for run in runs]
-    return [{key: value for key, value in (one or {}).items() if key not in ("seconds", "together")} for one in found]
+from zeromean.lab.chance import Chance
+from zeromean.lab.data.augment import Batches
+from zeromean.lab.images import Material
+from zeromean.lab.observe import judge
+from zeromean.lab.order import noise_seeds
+from zeromean.lab.recipes.images import ImageRecipe, Phase
+from zeromean.lab.recording import arithmetic, warm_up
+from zeromean.lab.sharing import Share
+from zeromean.lab.store import Run, Study
+from zeromean.lab.train import Training, build, train
+from zeromean.nn import slope_parameters
 
 
-def test_a_run_equals_a_plain_training_loop(tmp_path: Path) -> None:
-    study, parts, chosen = Study(tmp_path), splits(), recipe()
-    train(chosen, RUNS[:4], parts, study, device=CPU)
-    run = RUNS[1]
-    network = mlp((12, 8, 8, 4), parse(run.activation), seed=run.seed)
-    optimizer = torch.optim.SGD(network.parameters(), run.learning_rate)
-    losses: list[float] = []
-    for epoch in range(3):
-        order = sample_order(torch.tensor([run.seed]), epoch, 70)[0]
-        losses = []
-        for batch in order[:64].split(16):
-            loss = F.cross_entropy(network(parts.train.inputs[batch]), parts.train.targets[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    result = study.result(run) or {}
-    assert result["train_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
-    assert parts.test is not None
-    wrong = network(parts.test.inputs).argmax(1) != parts.test.targets
-    assert result["test_error"] == pytest.approx(100 * wrong.float().mean().item())
-    hidden = network[:2](parts.probe.inputs).mean(0)
-    assert study.metrics(run)[-1]["mean_activation"][0] == pytest.approx(hidden.quantile(0.5).item(), rel=1e-4)
+def copies(training: Training) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in training.state()[0].items()}
 
 
-def test_alone_and_together_agree(tmp_path: Path) -> None:
-    together, alone = Study(tmp_path / "together"), Study(tmp_path / "alone")
-    train(recipe(), RUNS, splits(), together, device=CPU)
-    for run in RUNS:
-        train(recipe(), [run], splits(), alone, device=CPU)
-    for one, other in zip(results(together, RUNS), results(alone, RUNS), strict=True):
-        assert one == {
-            key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value for key, value in other.items()
-        }
+@pytest.fixture(autouse=True)
+def _small() -> Iterator[None]:
+    with small():
+        yield
 
 
-def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
-    first, second = Study(tmp_path / "1"), Study(tmp_path / "2")
-    train(recipe(), RUNS, splits(), first, device=CPU)
-    train(recipe(), RUNS, splits(), second, device=CPU)
-    assert results(first, RUNS) == results(second, RUNS)
-    losses = [result["train_loss"] for result in results(first, RUNS)]
-    assert len(set(losses)) == len(losses)
+def begun(training: Training) -> Training:
+    training.begin_epoch()
+    return training
 
 
-def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+def taken(training: Training, steps: int) -> Training:
+    """The training after so many steps from its beginning."""
+    while training.steps_done < steps:
+        if training.steps_left == 0:
+            training.begin_epoch()
+        training.advance()
+        if training.steps_left == 0:
+            training.finish_epoch()
+    return training
 
 
-@pytest.mark.parametrize("killed_after", [0, 1, 2])
-def test_a_killed_training_continues_to_the_same_numbers(tmp_path: Path, killed_after: int) -> None:
-    class KilledError(Exception):
-        pass
+class Plain:
+    """The same training written by hand, with autograd alone."""
 
-    def kill(epoch: int, runs: int) -> None:
-        if epoch == killed_after:
-            raise KilledError
+    def __init__(self, chosen: ImageRecipe, one: Run, images: Material) -> None:
+        self.recipe, self.one = chosen, one
+        self.network = build(chosen, one, images.classes)
+        self.parameters = list(self.network.parameters())
+        self.momentum = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.batches = Batches(images.train, images.train_labels, 16, seed=one.seed, pad=chosen.pad)
+        self.chance = Chance(CPU, one.seed, 0)
 
-    whole, cut = Study(tmp_path / "whole"), Study(tmp_path / "cut")
-    train(recipe(), RUNS, splits(), whole, device=CPU)
-    with pytest.raises(KilledError):
-        train(recipe(), RUNS, splits(), cut, device=CPU, on_epoch=kill)
-    seen: list[int] = []
-    train(recipe(), RUNS, splits(), cut, device=CPU, on_epoch=lambda epoch, runs: seen.append(epoch))
-    assert seen[0] == killed_after
-    assert results(cut, RUNS) == results(whole, RUNS)
-    assert all(untimed(cut.metrics(run)) == untimed(whole.metrics(run)) for run in RUNS)
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.recipe.label_smoothing
+        log_p: Tensor = self.network(x).log_softmax(1)
+        right = log_p[torch.arange(len(labels)), labels]
+        return -((1 - smoothing) * right + smoothing * log_p.mean(1)).mean()
 
-
-def test_a_kill_between_two_results_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, cut = Study(tmp_path / "whole"), Study(tmp_path / "cut")
-    train(recipe(), RUNS, splits(), whole, device=CPU)
-    finish = Study.finish
-    written: list[Run] = []
-
-    def die(self: Study, run: Run, result: dict[str, Any], weights: Any) -> None:
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        written.append(run)
-        finish(self, run, result, weights)
-
-    monkeypatch.setattr(Study, "finish", die)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe(), RUNS, splits(), cut, device=CPU)
-    monkeypatch.undo()
-    assert len(cut.pending(RUNS)) == 3
-    train(recipe(), RUNS, splits(), cut, device=CPU)
-    assert results(cut, RUNS) == results(whole, RUNS)
-    assert cut.read_checkpoint("final") is None
-
-
-def test_checkpoints_may_be_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    epochs: list[int] = []
-    monkeypatch.setattr(Study, "write_checkpoint", lambda self, stage, tensors, state: epochs.append(state["epoch"]))
-    train(recipe(epochs=5), RUNS[:1], splits(), Study(tmp_path), device=CPU, checkpoint_every=2)
-    assert epochs == [2, 4, 5]
+    def step(self, number: int) -> float:
+        chosen = self.recipe
+        epoch, place = divmod(number, 5)
+        self.batches.set_epoch(epoch)
+        noisy = [module for module in self.network.modules() if hasattr(module, "seed")]
+        seeds = noise_seeds(torch.tensor([self.one.seed]), len(noisy), torch.tensor(number))
+        for module, seed in zip(noisy, seeds, strict=True):
+            module.seed = seed[0]
+        phase = chosen.phase(number)
+        self.network.set_dropout(phase.dropout, everywhere=phase.everywhere)
+        with self.chance.of_step(number):
+            loss = self.loss(*self.batches.take(torch.tensor([place])))
+        gradients = torch.autograd.grad(loss, self.parameters)
+        norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients))
+        shrink = min(1, chosen.clip / norm) if chosen.clip else 1.0
+        exempt = set(slope_parameters(self.network))
+        with torch.no_grad():
+            for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+                decay = 0.0 if parameter in exempt else chosen.weight_decay
+                g = gradient * shrink + decay * parameter
+                self.momentum[index] = v = chosen.momentum * self.momentum[index] + g
+                parameter.sub_(chosen.rate(number) * (g + chosen.momentum * v if chosen.nesterov else v))
+                self.average[index] = chosen.ema * self.average[index] + (1 - chosen.ema) * parameter
+        return loss.item()
 
 
-def test_only_what_is_missing_is_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "activation", "norm"),
+    [
+        ({}, "elu", "none"),
+        ({"weight_decay": 0.1, "momentum": 0.5}, "elu", "none"),
+        ({"nesterov": True, "weight_decay": 0.05}, "elu", "none"),
+        ({"label_smoothing": 0.3}, "elu", "none"),
+        ({"clip": 0.3}, "elu", "none"),
+        ({"clip": 1000.0}, "elu", "none"),
+        ({"accumulate": 4}, "elu", "none"),
+        ({"ema": 0.7}, "elu", "none"),
+        ({"rates": ((0, 0.0), (4, 0.1), (9, 0.01)), "curve": "linear"}, "elu", "none"),
+        ({"rates": ((0, 0.05), (3, 0.01))}, "relu", "batch"),
+        ({"phases": (Phase(2, NO_DROPOUT), Phase(10, DROPOUT, everywhere=True))}, "elu", "none"),
+        ({"weight_decay": 0.1}, "eelu", "none"),
+        ({"initialization": "activation"}, "rrelu", "none"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
+def test_steps_equal_those_of_a_plain_loop(changes: dict[str, Any], activation: str, norm: str) -> None:
+    chosen, one, images = recipe(**changes), run(activation, seed=1, norm=norm), material()
+    training, plain = Training(chosen, one, images, CPU), Plain(chosen, one, images)
+    losses = [plain.step(number) for number in range(8)]
+    found = taken(training, 8).state()[0]
+    torch.testing.assert_close(float(found["loss_sum"]), sum(losses[5:]), rtol=1e-5, atol=1e-6)
+    wanted = {f"network.{name}": tensor for name, tensor in plain.network.state_dict().items()}
+    wanted |= {f"momentum.{index}": tensor for index, tensor in enumerate(plain.momentum)}
+    wanted |= {f"average.{index}": tensor for index, tensor in enumerate(plain.average) if chosen.ema}
+    for name, tensor in wanted.items():
+        assert torch.allclose(found[name], tensor, rtol=1e-4, atol=1e-6), name
+    assert found.keys() - wanted.keys() == {"place", "number", "loss_sum", "first_void"}
+
+
+def test_parts_of_a_batch_have_noise_of_their_own() -> None:
+    training = begun(Training(recipe(accumulate=2), run("rrelu"), material(), CPU))
+    other = begun(Training(recipe(), run("rrelu"), material(), CPU, Share(1, 2)))
+    assert [len(x) for x, _ in training._update.parts()] == [8, 8]
+    noisy = [module for module in training.network.modules() if hasattr(module, "seed")]
+    elsewhere = [module for module in other.network.modules() if hasattr(module, "seed")]
+    seeds = [int(module.seed) for _ in training._update.parts() for module in noisy]
+    list(other._update.parts())
+    seeds += [int(module.seed) for module in elsewhere]
+    assert len(set(seeds)) == len(seeds) == 9
+
+
+def test_dropout_changes_at_the_step_where_its_phase_begins() -> None:
+    phases = (Phase(3, (0.0, 0.3, 0.0)), Phase(4, (0.5, 0.0, 0.0), everywhere=True), Phase(2, (0.2, 0.6, 0.0), True))
+    training = Training(recipe(phases=phases), run(), material(), CPU)
+    shares: dict[str, list[float]] = {}
+
+    def note(name: str, y: Tensor) -> None:
+        shares.setdefault(name, []).append(round((y == 0).float().mean().item(), 1))
+
+    for name, module in training.network.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda _, __, y, at=name: note(at, y))
+    taken(training, 9)
+    assert shares["stack1.dropout1"] == [0.0] * 3 + [0.5] * 4 + [0.2] * 2
+    assert shares["stack2.dropout1"] == [0.0] * 3 + [0.0] * 4 + [0.6] * 2
+    assert shares["stack2.dropout2"] == [0.3] * 3 + [0.0] * 4 + [0.6] * 2
+    assert (training.epoch, training.done) == (2, True)
+
+
+def test_the_last_epoch_may_be_cut_short(tmp_path: Path) -> None:
+    study, chosen = Study(tmp_path), recipe(rates=((0, 0.05), (11, 0.02)))
+    train(chosen, [run()], material(), study, device=CPU)
+    rows, result = study.metrics(run()), study.result(run()) or {}
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["learning_rate"] for row in rows] == [0.05, 0.05, 0.02]
+    assert (result["epochs"], result["status"], result["diverged_at"]) == (3, "ok", None)
+    plain = Plain(chosen, run(), material())
+    losses = [plain.step(number) for number in range(12)]
+    assert [row["train_loss"] for row in rows] == [
+        pytest.approx(sum(part) / len(part), rel=1e-4) for part in (losses[:5], losses[5:10], losses[10:])
+    ]
+    assert result["train_loss"] == rows[-1]["train_loss"]
+    assert {"test_error", "seconds", "images_per_second", "activation", "norm", "seed"} <= result.keys()
+
+
+@pytest.mark.parametrize(
+    ("activation", "norm", "changes"),
+    [("elu", "none", {}), ("elu", "batch", {"ema": 0.8}), ("eelu", "none", {"accumulate": 2}), ("eprelu", "batch", {})],
+)
+def test_a_step_that_is_not_finite_changes_nothing(activation: str, norm: str, changes: dict[str, Any]) -> None:
+    training = begun(Training(recipe(**changes), run(activation, norm=norm), poisoned(60), CPU))
+    before: list[dict[str, Tensor]] = []
+    while training.steps_left:
+        before.append(copies(training))
+        training.advance()
+    training.finish_epoch()
+    assert training.diverged is not None
+    step = training.diverged["step"]
+    assert training.diverged == {"epoch": 1, "step": step, "layer": "the images"}
+    after = copies(training)
+    assert after["first_void"] == step - 1
+    assert not torch.equal(before[step - 2]["network.stack1.conv1.weight"], before[0]["network.stack1.conv1.weight"])
+    for name in after.keys() - {"place", "number", "loss_sum", "first_void"}:
+        assert torch.equal(after[name], before[step - 1][name]), name
+    row = training.watch()
+    assert json.dumps(row, allow_nan=False)
+    assert (row["train_loss"], row["train_error"]) == (None, None)
+    assert None not in row["mean_activation"]
+
+
+def test_the_step_that_is_taken_again_has_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe(phases=(Phase(12, DROPOUT),), rates=((0, 0.0),), accumulate=2)
+    training = begun(Training(chosen, run("rrelu"), material(), CPU))
+    sums = [0.0]
+    while training.steps_left:
+        training.advance()
+        sums.append(float(training.state()[0]["loss_sum"]))
+    again: list[float] = []
+
+    def blamed(network: Any, losses: Any) -> str:
+        again.append(sum(loss.item() for loss in losses()) / 2)
+        return "nobody"
+
+    monkeypatch.setattr("zeromean.lab.train.blame", blamed)
+    assert training._blame(2) == "nobody"
+    assert again == [pytest.approx(sums[3] - sums[2], rel=1e-6)]
+    assert again != [pytest.approx(sums[2] - sums[1], rel=1e-6)]
+
+
+def test_a_void_step_late_in_the_training_is_found(tmp_path: Path) -> None:
     study = Study(tmp_path)
-    train(recipe(), RUNS, splits(), study, device=CPU)
-    before = results(study, RUNS)
-    (tmp_path / RUNS[2].folder / "result.json").unlink()
-    counts: list[int] = []
-    train(recipe(), RUNS, splits(), study, device=CPU, on_epoch=lambda epoch, runs: counts.append(runs))
-    assert set(counts) == {1}
-    assert results(study, RUNS)[2]["train_loss"] == pytest.approx(before[2]["train_loss"], rel=1e-4)
+    chosen = recipe(rates=((0, 0.05), (7, 1e30)))
+    train(chosen, [run()], material(), study, device=CPU)
+    result = study.result(run()) or {}
+    assert result["diverged"]["epoch"] == result["diverged_at"] == result["epochs"] == 2
+    assert result["diverged"]["step"] == 9
+    assert result["diverged"]["layer"].startswith(("output of stack", "gradient of stack"))
+    assert [row["train_loss"] is None for row in study.metrics(run())] == [False, True]
 
 
-def test_a_diverged_run_is_marked_and_harms_no_other(tmp_path: Path) -> None:
-    study, reference = Study(tmp_path / "one"), Study(tmp_path / "two")
-    wild = replace(RUNS[0], learning_rate=1e30)
-    train(recipe(), [wild, *RUNS[1:]], splits(), study, device=CPU)
-    train(recipe(), RUNS[1:], splits(), reference, device=CPU)
-    result = study.result(wild) or {}
-    assert (result["status"], result["diverged_at"], result["test_error"]) == ("diverged", 1, None)
-    assert study.metrics(wild)[-1]["train_loss"] is None
-    assert not (tmp_path / "one" / wild.folder / "model.safetensors").exists()
-    for one, other in zip(results(study, RUNS[1:]), results(reference, RUNS[1:]), strict=True):
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+def test_a_diverged_run_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, mixed = Study(tmp_path / "alone"), Study(tmp_path / "mixed")
+    sound, mad = run("elu"), run("relu")
+    train(recipe(), [sound], material(), alone, device=CPU)
+    make = Training.__init__
+
+    def poison(self: Training, chosen: ImageRecipe, one: Run, *rest: Any) -> None:
+        make(self, chosen if one == sound else recipe(rates=((0, 1e30),)), one, *rest)
+
+    monkeypatch.setattr(Training, "__init__", poison)
+    epochs = Epochs()
+    train(recipe(), [mad, sound], material(), mixed, device=CPU, together=2, on_epoch=epochs)
+    assert contents(mixed, sound) == contents(alone, sound)
+    assert epochs.seen == [(0, 2), (1, 2), (2, 1), (3, 1)]
+    result = mixed.result(mad) or {}
+    assert (result["status"], result["diverged_at"], result["epochs"]) == ("diverged", 1, 1)
+    for key in ("train_loss", "train_error", "validation_error", "test_loss", "test_error", "median_mean_activation"):
+        assert result[key] is None
+    assert not (mixed.path / mad.folder / "model.safetensors").exists()
+    assert mixed.pending([mad, sound]) == []
 
 
-def test_weights_that_blow_up_in_the_very_last_step_are_no_success(tmp_path: Path) -> None:
-    study, wild = Study(tmp_path), [replace(run, learning_rate=1e30) for run in RUNS]
-    train(recipe(epochs=1, batch_size=64), wild, splits(), study, device=CPU)
-    for result in results(study, wild):
-        assert (result["status"], result["diverged_at"], result["test_error"]) == ("diverged", 1, None)
+@pytest.mark.parametrize("together", [2, 3])
+def test_alone_and_together_are_the_same_bits(tmp_path: Path, together: int) -> None:
+    alone, shared = Study(tmp_path / "alone"), Study(tmp_path / "shared")
+    runs = [run("elu"), run("rrelu", norm="batch"), run("eelu", seed=2)]
+    chosen = recipe(phases=(Phase(12, DROPOUT),))
+    for one in runs:
+        train(chosen, [one], material(), alone, device=CPU)
+    train(chosen, runs, material(), shared, device=CPU, together=together)
+    for one in runs:
+        assert contents(shared, one) == contents(alone, one)
+    assert [(shared.result(one) or {})["together"] for one in runs] == ([2, 2, 1] if together == 2 else [3, 3, 3])
 
 
-def test_reconstruction_scores_the_mean_squared_error(tmp_path: Path) -> None:
+def test_seeds_repeat_and_differ(tmp_path: Path) -> None:
+    chosen = recipe(phases=(Phase(12, DROPOUT),))
+    for folder in ("one", "other"):
+        torch.manual_seed(len(folder))
+        train(chosen, [run(seed=0), run(seed=1)], material(), Study(tmp_path / folder), device=CPU)
+    first, second = (
+        [contents(Study(tmp_path / folder), run(seed=seed))[0] for seed in (0, 1)] for folder in ("one", "other")
+    )
+    assert first == second
+    assert first[0] != first[1]
+
+
+def test_the_caller_finds_generators_and_modes_as_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    modes = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.is_grad_enabled()
+    train(recipe(phases=(Phase(12, DROPOUT),)), [run("eelu")], material(), Study(tmp_path), device=CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert modes == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.is_grad_enabled())
+    training = taken(Training(recipe(), run(), material(), CPU), 5)
+    training.watch()
+    assert training.network.training
+    assert not any(module._forward_hooks for module in training.network.modules())
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "exact"), [("tf32", "cuda", False), ("float32", "cuda", True), ("tf32", "cpu", True)]
+)
+def test_arithmetic_is_as_precise_as_asked_for(precision: Any, kind: str, exact: bool) -> None:
+    with arithmetic(precision, torch.device(kind)):
+        assert torch.backends.cudnn.allow_tf32 is not exact
+        assert torch.get_float32_matmul_precision() == ("highest" if exact else "high")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_validation_images_are_not_trained_on(tmp_path: Path) -> None:
+    images = material()
+    assert images.validation is not None
+    with_split, without = Study(tmp_path / "with"), Study(tmp_path / "without")
+    train(recipe(), [run()], images, with_split, device=CPU)
+    bare = Material(**{**vars(images), "validation": None})
+    train(recipe(), [run()], bare, without, device=CPU)
+    assert contents(with_split, run())[0] == contents(without, run())[0]
+    assert all(0 <= row["validation_error"] <= 100 for row in with_split.metrics(run()))
+    assert (without.result(run()) or {})["validation_error"] is None
+
+
+def test_the_test_set_is_read_once_by_a_run_that_ends_and_never_by_one_that_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, read = material(), list[bool]()
+
+    def watched(network: Any, judged: Tensor, *rest: Any) -> tuple[float, float]:
+        read.append(judged is images.test)
+        return judge(network, judged, *rest)
+
+    monkeypatch.setattr("zeromean.lab.train.judge", watched)
+    train(recipe(), [run()], images, Study(tmp_path / "ok"), device=CPU)
+    assert read == [False] * 6 + [True]
+    train(recipe(rates=((0, 1e30),)), [run()], images, Study(tmp_path / "mad"), device=CPU)
+    assert read.count(True) == 1
+
+
+def test_a_network_that_fails_in_evaluation_alone_is_diverged(tmp_path: Path) -> None:
+    images = material()
+    images.test[0, 0, 0, 0] = math.nan
     study = Study(tmp_path)
-    train(recipe(task="reconstruction"), RUNS, splits(task="reconstruction"), study, device=CPU)
-    for result in results(study, RUNS):
-        assert result["test_error"] == pytest.approx(1000 * result["test_loss"], rel=1e-4)
+    train(recipe(), [run()], images, study, device=CPU)
+    result = study.result(run()) or {}
+    assert (result["status"], result["diverged_at"], result["test_error"]) == ("diverged", 3, None)
+    assert result["diverged"] == {"epoch": 3, "step": 12, "layer": "output in evaluation mode"}
 
 
-def test_tuning_never_reads_the_test_set(tmp_path: Path) -> None:
-    study, parts = Study(tmp_path), splits()
-    tuning = [replace(run, stage="tuning") for run in RUNS]
-    train(recipe(), tuning, replace(parts, test=None), study, device=CPU)
-    for result in results(study, tuning):
-        assert result["test_error"] is None
-        assert result["validation_error"] is not None
+def test_the_average_is_what_is_evaluated(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    study, chosen = Study(tmp_path), recipe(ema=0.9)
+    train(chosen, [run()], material(), study, device=CPU)
+    training = taken(Training(chosen, run(), material(), CPU), 12)
+    state, saved = training.state()[0], load_file(tmp_path / run().folder / "model.safetensors")
+    for index, (name, parameter) in enumerate(training.network.named_parameters()):
+        assert torch.equal(saved[name], state[f"average.{index}"])
+        assert not torch.equal(parameter.detach(), state[f"average.{index}"])
+    with torch.no_grad():
+        training.network.load_state_dict(saved)
+        wrong = training.network.eval()(material().test).argmax(1) != material().test_labels
+    assert (study.result(run()) or {})["test_error"] == pytest.approx(100 * wrong.float().mean().item())
 
 
-def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size 200 exceeds the 70"):
-        train(recipe(batch_size=200), RUNS, splits(), Study(tmp_path), device=CPU)
+class Clock:
+    """Counts how often it was asked for the time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1
+        return self.now
+
+    def monotonic(self) -> float:
+        return 0.0
 
 
-def test_a_damaged_checkpoint_is_not_half_used(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-final.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(DamagedFileError, match="checkpoint"):
-        train(recipe(), RUNS, splits(), Study(tmp_path), device=CPU)
+@pytest.mark.parametrize("together", [1, 2])
+def test_seconds_of_runs_that_share_a_device_add_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    study, clock, runs = Study(tmp_path), Clock(), [run("elu"), run("relu")]
+    monkeypatch.setattr("zeromean.lab.train.time", clock)
+    train(recipe(), runs, material(), study, device=CPU, together=together)
+    epochs = 3 * 2 // together  # of each, its beginning, the end of its steps and the end of all are read off
+    results = [study.result(one) or {} for one in runs]
+    assert sum(result["seconds"] for result in results) == 2 * epochs
+    assert [result["images_per_second"] for result in results] == [12 * 16 * together / 3] * 2
+    assert [row["images_per_second"] for row in study.metrics(runs[0])] == [80 * together, 80 * together, 32 * together]
+    assert [result["together"] for result in results] == [together] * 2
+    assert [result["seconds_recording"] for result in results] == [0.0] * 2
 
 
-def test_orders_are_permutations_that_differ_by_seed_and_epoch() -> None:
-    seeds = torch.tensor([0, 1, 7])
-    orders = [sample_order(seeds, epoch, 50) for epoch in (0, 1)]
-    for order in orders:
-        assert torch.equal(order.sort(1).values, torch.arange(50).expand(3, 50))
-    assert len({tuple(row.tolist()) for order in orders for row in order}) == 6
-    assert torch.equal(orders[0][2:], sample_order(seeds[2:], 0, 50))
+@pytest.mark.parametrize(("activation", "norm"), [("eelu", "none"), ("rrelu", "batch")])
+def test_a_warm_up_at_the_last_step_of_all_leaves_everything_as_it_was(activation: str, norm: str) -> None:
+    training = taken(Training(recipe(ema=0.5), run(activation, norm=norm), material(), CPU), 10)
+    training.begin_epoch()
+    training.advance()
+    before = copies(training)
+    assert (int(before["number"]), int(before["place"])) == (11, 1)
+    warm_up(training._update)
+    after = copies(training)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    training.advance()
+    training.finish_epoch()
+    assert training.done
+    assert training.diverged is None
 
 
-def test_orders_are_uniform() -> None:
-    order = sample_order(torch.arange(4000), 0, 5)
-    counts = torch.stack([torch.bincount(order[:, place], minlength=5) for place in range(5)]).float()
-    assert (counts - 800).abs().max() < 5 * (4000 * 0.2 * 0.8) ** 0.5
+def test_several_runs_in_several_processes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="together must be 1 where 2 processes train one network, got 3: "):
+        train(recipe(), [run()], material(), Study(tmp_path), device=CPU, share=Share(0, 2), together=3)
 
 
-def test_noise_seeds_are_distinct_over_runs_layers_and_steps() -> None:
-    seeds = [noise_seeds(torch.tensor([0, 1, 65535]), 8, torch.tensor([step])) for step in (0, 1, 2**31)]
-    assert torch.stack(seeds).unique().numel() == 3 * 8 * 3
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: the graph of a step is CUDA's")
-@pytest.mark.parametrize("task", ["classification", "reconstruction"])
-def test_a_graph_on_cuda_trains_as_the_cpu_does(tmp_path: Path, task: Any) -> None:
-    cuda, cpu = Study(tmp_path / "cuda"), Study(tmp_path / "cpu")
-    runs = [Run(name, name, 0.05, seed) for name in zmnn.ACTIVATIONS for seed in (0, 1)]
-    train(recipe(task=task), runs, splits(task=task), cuda, device=torch.device("cuda"))
-    train(recipe(task=task), runs, splits(task=task), cpu, device=CPU)
-    for one, other in zip(results(cuda, runs), results(cpu, runs), strict=True):
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=2e-3), one["arm"]
-    again = Study(tmp_path / "again")
-    train(recipe(task=task), runs, splits(task=task), again, device=torch.device("cuda"))
-    assert results(cuda, runs) == results(again, runs)
+def test_parts_that_do_not_divide_a_process_s_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="accumulate must divide each process's 4 images of a batch, got 8: "):
+        Training(recipe(accumulate=8), run(), material(), CPU, Share(0, 4))

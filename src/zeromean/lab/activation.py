@@ -14,6 +14,8 @@ from zeromean.spelling import nearest
 
 _SPELLING = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<colon>.+)|\((?P<parens>.*)\))?")
 
+_NEVER_FALLING = ("elu", "selu", "celu", "shifted_relu", "relu", "leaky_relu", "pelu", "mpelu")
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -27,9 +29,20 @@ class Activation:
     name: str
     settings: tuple[tuple[str, float], ...] = ()
 
-    def build(self) -> nn.Module:
-        """A new module."""
-        return zmnn.by_name(self.name, **dict(self.settings))
+    def build(self, width: int = 1) -> nn.Module:
+        """A new module; a learnable one has ``width`` values of each parameter, one for each channel of its input."""
+        settings: dict[str, float] = dict(self.settings)
+        if "num_parameters" in inspect.signature(zmnn.ACTIVATIONS[self.name]).parameters:
+            settings["num_parameters"] = width
+        return zmnn.by_name(self.name, **settings)
+
+    @property
+    def commutes_with_maximum(self) -> bool:
+        """Whether f(max(x, y)) = max(f(x), f(y)) at all times: f never falls, cannot learn to, and draws no noise.
+
+        Such an activation may follow a max-pooling instead of preceding it. PReLU is none: its slope may turn negative.
+        """
+        return self.name in _NEVER_FALLING and all(value >= 0 for _, value in self.settings)
 
     @property
     def text(self) -> str:

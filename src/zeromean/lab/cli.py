@@ -15,11 +15,15 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from zeromean.lab import show as pages
-from zeromean.lab.compare import exclusive, open_study, study_at
+from zeromean.lab.compare import SILENT, exclusive, open_study, study_at
 from zeromean.lab.compare import run as run_study
+from zeromean.lab.data.dataset import Dataset
 from zeromean.lab.plan import Plan, make
-from zeromean.lab.recipes import find, override
+from zeromean.lab.recipes import ImageRecipe, find, override
+from zeromean.lab.session import Session
+from zeromean.lab.sharing import launched
 from zeromean.lab.store import Study
+from zeromean.lab.train import Stopped
 
 _console = Console(highlight=False)
 _Runs = Annotated[Path, tyro.conf.arg(metavar="DIR", help="Folder that holds all studies.")]
@@ -49,6 +53,7 @@ def compare(
     recipe: Positional[str],
     overrides: Positional[tuple[str, ...]] = (),
     activations: tuple[str, ...] = (),
+    norm: tuple[str, ...] = (),
     seeds: int | None = None,
     baseline: str | None = None,
     tune: bool = False,
@@ -56,68 +61,88 @@ def compare(
     runs: _Runs = Path("runs"),
     device: str = "auto",
     checkpoint_every: int = 1,
+    together: int | None = None,
+    gpus: int = 1,
+    tensorboard: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Train a recipe's network with several activations and seeds, and say what the difference is.
 
-    Run again, it continues where it stopped; a finished study is only reported.
+    Run again, it continues where it stopped; a finished study is only reported. Under torchrun, several GPUs share
+    every batch of a convolutional recipe.
     Examples: zeromean compare digits-mlp8 --activations elu relu --seeds 10;
-    zeromean compare mnist-mlp8 epochs=20 --tune; zeromean compare mnist-mlp8 --dry-run
+    zeromean compare mnist-mlp8 epochs=20 --tune; zeromean compare mnist-mlp8 --dry-run;
+    zeromean compare cifar100-elu11 --activations elu relu --norm none batch --baseline relu+batch;
+    zeromean compare cifar100-elu11 length=0.1 --seeds 6
 
     Args:
         recipe: see zeromean ls.
         overrides: changed fields of the recipe, such as epochs=20 (see zeromean show RECIPE); they come before options.
+            A convolutional recipe also takes length=0.1 (of its steps) and rate_factor=2 (times its learning rates).
         activations: the arms, such as elu leaky_relu:0.1 mpelu:alpha=0.25; the recipe's own if none is named.
+        norm: normalization layers, each with every activation: none, batch; convolutional recipes only.
         seeds: runs per arm; the recipe's own number if not given.
-        baseline: the arm to compare with; the recipe's own if not given.
+        baseline: the arm to compare with, such as relu or relu+batch; the recipe's own if not given.
         tune: first choose each arm's learning rate on a validation split, with the same grid for all.
         name: of the study's folder; the recipe's name if not given.
         runs: folder that holds all studies.
         device: auto, cpu or cuda.
-        checkpoint_every: epochs between checkpoints; a killed study loses at most as many.
+        checkpoint_every: epochs between checkpoints; a killed study loses at most as many. A convolutional recipe
+            writes one a minute instead.
+        together: runs of a convolutional recipe that share a GPU; if not given, what the recipe says.
+        gpus: over which the runs of a convolutional recipe are spread, a process for each.
+        tensorboard: write event files for TensorBoard while a convolutional recipe trains.
         dry_run: print the plan and stop.
     """
     published = find(recipe)
     chosen = override(published, overrides)
     count = chosen.seeds if seeds is None else seeds
     explicit = baseline or (chosen.baseline if chosen.baseline != published.baseline else None)
-    plan = make(chosen, activations, seeds=count, tune=tune, baseline=explicit, name=name)
-    _execute(plan, runs, device, checkpoint_every, dry_run)
+    norms = [part for text in norm for part in text.split(",")]
+    plan = make(chosen, activations, norms=norms, seeds=count, tune=tune, baseline=explicit, name=name)
+    _execute(plan, runs, device, checkpoint_every, together, tensorboard, dry_run, gpus)
 
 
 def run(
     recipe: Positional[str],
     overrides: Positional[tuple[str, ...]] = (),
     activation: str | None = None,
+    norm: str | None = None,
     seed: int = 0,
     name: str | None = None,
     runs: _Runs = Path("runs"),
     device: str = "auto",
     checkpoint_every: int = 1,
+    tensorboard: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Train one network of a recipe, once.
 
-    Examples: zeromean run digits-mlp8; zeromean run mnist-mlp8 epochs=5 --activation pelu --seed 3
+    Examples: zeromean run digits-mlp8; zeromean run mnist-mlp8 epochs=5 --activation pelu --seed 3;
+    zeromean run cifar100-elu18; zeromean run cifar100-elu11 --activation relu --norm batch
 
     Args:
         recipe: see zeromean ls.
         overrides: changed fields of the recipe, such as epochs=20.
         activation: the recipe's first if not given.
+        norm: none or batch; the recipe's first if not given.
         seed: fixes initial weights, order of the samples and noise.
         name: of the folder; recipe, activation and seed if not given.
         runs: folder that holds all studies.
         device: auto, cpu or cuda.
-        checkpoint_every: epochs between checkpoints.
+        checkpoint_every: epochs between checkpoints; a convolutional recipe writes one a minute instead.
+        tensorboard: write event files for TensorBoard while a convolutional recipe trains.
         dry_run: print the plan and stop.
     """
     chosen = override(find(recipe), overrides)
     if len(chosen.learning_rates) > 1:
         rates = ", ".join(map(str, chosen.learning_rates))
         raise ValueError(f"run trains one network, got the learning rates {rates}: choose one, as learning_rates=0.01")
-    plan = make(chosen, [activation or chosen.activations[0]], seeds=1, first_seed=seed)
+    first = chosen.norms[:1] if isinstance(chosen, ImageRecipe) else ()
+    wanted = [activation or chosen.activations[0]]
+    plan = make(chosen, wanted, norms=(norm,) if norm else first, seeds=1, first_seed=seed)
     study = replace(plan, study=name or f"{chosen.name}-{plan.arms[0].name}-seed{seed}")
-    _execute(study, runs, device, checkpoint_every, dry_run)
+    _execute(study, runs, device, checkpoint_every, None, tensorboard, dry_run)
 
 
 def report(study: Positional[Path]) -> None:
@@ -202,16 +227,54 @@ def doctor() -> None:
     _console.print(render(diagnose()))
 
 
-def _execute(plan: Plan, runs: Path, device_name: str, checkpoint_every: int, dry_run: bool) -> None:
+def _execute(
+    plan: Plan,
+    runs: Path,
+    device_name: str,
+    checkpoint_every: int,
+    together: int | None,
+    tensorboard: bool,
+    dry_run: bool,
+    gpus: int = 1,
+) -> None:
     from zeromean.lab.data import load
-    from zeromean.lab.progress import Bar
+    from zeromean.lab.spread import first_gpus
 
+    _check_options(plan, checkpoint_every, together, tensorboard, gpus)
+    study = study_at(runs, plan.study)
+    with launched(_device(device_name)) as (share, device):
+        if share.processes > 1 and not isinstance(plan.recipe, ImageRecipe):
+            raise ValueError(f"torchrun cannot speed up {plan.recipe.name!r}: start it without, in one process")
+        _console.quiet = not share.writes
+        if share.processes > 1 and gpus > 1:
+            raise ValueError(f"gpus spreads runs, torchrun a batch: use one of them, got gpus={gpus} under torchrun")
+        session = Session(device, share, together, tensorboard, first_gpus(gpus) if gpus > 1 else ())
+        dataset = load(plan.recipe.data)
+        if share.writes:
+            _lead(plan, study, dataset, session, checkpoint_every, dry_run)
+        elif not dry_run:
+            run_study(plan, study, dataset, device=device, progress=SILENT, session=session)
+
+
+def _check_options(plan: Plan, checkpoint_every: int, together: int | None, tensorboard: bool, gpus: int) -> None:
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1 epoch, got {checkpoint_every}")
-    device = _device(device_name)
-    study = study_at(runs, plan.study)
-    dataset = load(plan.recipe.data)
-    facts = open_study(plan, study, dataset, device)
+    if together is not None and together < 1:
+        raise ValueError(f"together must be at least 1 run, got {together}")
+    if isinstance(plan.recipe, ImageRecipe):
+        if checkpoint_every != 1:
+            raise ValueError(f"--checkpoint-every is not for {plan.recipe.name!r}, which writes a checkpoint a minute")
+    elif together is not None or tensorboard or gpus > 1:
+        option = "--together" if together is not None else "--tensorboard" if tensorboard else "--gpus"
+        raise ValueError(f"{option} is not for {plan.recipe.name!r}, whose runs are trained as one: leave it out")
+
+
+def _lead(plan: Plan, study: Study, dataset: Dataset, session: Session, checkpoint_every: int, dry_run: bool) -> None:
+    """What the first of several processes, or the only one, does: plan, train, report."""
+    from zeromean.lab.progress import Bar
+
+    device = session.device
+    facts = open_study(plan, study, dataset, device, processes=session.share.processes)
     _console.print(pages.plan(facts, study))
     if dry_run:
         return
@@ -219,7 +282,15 @@ def _execute(plan: Plan, runs: Path, device_name: str, checkpoint_every: int, dr
         if study.plan() is None:
             study.write_plan(facts)
         with Bar(_console) as bar:
-            run_study(plan, study, dataset, device=device, progress=bar.progress, checkpoint_every=checkpoint_every)
+            run_study(
+                plan,
+                study,
+                dataset,
+                device=device,
+                progress=bar.progress,
+                checkpoint_every=checkpoint_every,
+                session=session,
+            )
         _summarise(study)
 
 
@@ -267,8 +338,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=arguments,
         )
     except KeyboardInterrupt:
-        _console.print("\nStopped; the same command continues. Only the epoch or measurement in progress is lost.")
+        _console.print("\nStopped; the same command continues. Only what came after the last checkpoint is lost.")
         sys.exit(130)
+    except Stopped:
+        _console.print("Stopped by SIGTERM, with a checkpoint: the same command continues from it.", soft_wrap=True)
+        sys.exit(143)
     except ValueError as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,13 @@ from typing import Any
 import torch
 
 from zeromean.lab import data
-from zeromean.lab.plan import Plan, describe, estimate_seconds, splits
+from zeromean.lab.plan import Plan, describe, estimate_seconds, splits, written_plan
+from zeromean.lab.recipes.images import ImageRecipe
+from zeromean.lab.recipes.recipe import Recipe
+from zeromean.lab.session import Session, train_images
+from zeromean.lab.spread import spread
 from zeromean.lab.store import DamagedFileError, Run, Stage, Study
-from zeromean.lab.train import OnEpoch, train
+from zeromean.lab.together import OnEpoch, train
 
 
 @dataclass(frozen=True)
@@ -23,27 +27,36 @@ class Progress:
 
     Attributes:
         say: one line for the reader.
-        stage: begins a stage of so many epochs and returns what is called after each.
+        stage: begins a stage of so many epochs and returns what is called after each; on images the epochs are
+            those of all runs.
+        note: what to show with the next epoch, in place of run-epochs a second.
     """
 
     say: Callable[[str], None] = print
     stage: Callable[[Stage, int], OnEpoch] = lambda stage, epochs: lambda epoch, runs: None
+    note: Callable[[str], None] = lambda text: None
 
 
-def open_study(plan: Plan, study: Study, dataset: data.Dataset, device: torch.device) -> dict[str, Any]:
+SILENT = Progress(say=lambda line: None)
+
+
+def open_study(
+    plan: Plan, study: Study, dataset: data.Dataset, device: torch.device, *, processes: int = 1
+) -> dict[str, Any]:
     """The study's written plan: the one on disk where it is the same, else the new one, not yet written.
 
     Raises:
         ValueError: the folder holds a study with another plan; the message names what differs.
     """
-    written = study.plan()
+    written = written_plan(study)
     if written is None:
         if left := sorted(path.name for path in study.path.glob("[!.]*")):
             raise ValueError(
                 f"{study.path} has no plan.json, but holds {left[0]}: "
                 "restore the plan, or choose another folder with --name"
             )
-        return describe(plan, dataset, device, estimate_seconds(plan, dataset, device))
+        seconds = estimate_seconds(plan, dataset, device)
+        return describe(plan, dataset, device, seconds, processes=processes)
     checks = {**plan.decided(), "checksums": dataset.checksums}
     found = {**written, "checksums": written["data"]["checksums"]}
     different = [key for key, value in checks.items() if found.get(key) != value]
@@ -88,6 +101,7 @@ def run(
     device: torch.device,
     progress: Progress,
     checkpoint_every: int = 1,
+    session: Session | None = None,
 ) -> None:
     """Bring the study to its end, training only what has no result yet.
 
@@ -97,17 +111,37 @@ def run(
         dataset: of the recipe.
         device: where to train.
         progress: how to report.
-        checkpoint_every: epochs between checkpoints.
+        checkpoint_every: epochs between checkpoints; on images they are written by the clock instead.
+        session: processes and groups of a study on images; by default one process that takes the recipe's groups.
+
+    Raises:
+        Stopped: SIGTERM ended a study on images, after a checkpoint.
     """
+    if isinstance(plan.recipe, ImageRecipe):
+        return _images_stage(plan, plan.recipe, study, dataset, session or Session(device), progress)
     chosen: dict[str, float] = {}
     if plan.tune:
-        _stage(plan, plan.tuning_runs(), "tuning", study, dataset, device, progress, checkpoint_every)
+        _stage(plan.recipe, plan.tuning_runs(), "tuning", study, dataset, device, progress, checkpoint_every)
         chosen = choose(plan, study)
-    _stage(plan, plan.runs(chosen), "final", study, dataset, device, progress, checkpoint_every)
+    return _stage(plan.recipe, plan.runs(chosen), "final", study, dataset, device, progress, checkpoint_every)
+
+
+def _images_stage(
+    plan: Plan, recipe: ImageRecipe, study: Study, dataset: data.Dataset, session: Session, progress: Progress
+) -> None:
+    runs = plan.runs({})
+    if session.share.writes:
+        mend(study, runs, runs, progress.say)
+    session.any(False)  # nobody looks for results before the damaged ones are set aside
+    pending = _pending(study, runs, "final", progress)
+    if pending and session.devices:
+        spread(recipe, pending, dataset, study, session, progress)
+    elif pending:
+        train_images(recipe, pending, dataset, study, session, progress)
 
 
 def _stage(
-    plan: Plan,
+    recipe: Recipe,
     runs: list[Run],
     stage: Stage,
     study: Study,
@@ -116,28 +150,33 @@ def _stage(
     progress: Progress,
     checkpoint_every: int,
 ) -> None:
-    mend(study, runs, stage, progress.say)
+    mend(study, runs, [stage], progress.say)
+    if _pending(study, runs, stage, progress):
+        parts = splits(recipe, dataset, tuning=stage == "tuning")
+        on_epoch = progress.stage(stage, recipe.epochs)
+        train(recipe, runs, parts, study, device=device, on_epoch=on_epoch, checkpoint_every=checkpoint_every)
+
+
+def _pending(study: Study, runs: list[Run], stage: Stage, progress: Progress) -> list[Run]:
     pending = study.pending(runs)
     if len(pending) < len(runs):
         progress.say(f"{len(runs) - len(pending)} of {len(runs)} {stage} runs are done already")
-    if pending:
-        parts = splits(plan.recipe, dataset, tuning=stage == "tuning")
-        on_epoch = progress.stage(stage, plan.recipe.epochs)
-        train(plan.recipe, runs, parts, study, device=device, on_epoch=on_epoch, checkpoint_every=checkpoint_every)
+    return pending
 
 
-def mend(study: Study, runs: list[Run], stage: Stage, say: Callable[[str], None]) -> None:
-    """Report damaged files and set them aside, so that what they stood for is run again."""
+def mend(study: Study, runs: Sequence[Run], owners: Sequence[Stage | Run], say: Callable[[str], None]) -> None:
+    """Report damaged results and checkpoints and set them aside, so that what they stood for is run again."""
     for one in runs:
         try:
             study.finished(one)
         except DamagedFileError as error:
             say(f"{error}; it is set aside as {study.set_aside(one).name} and the run repeated")
-    try:
-        study.read_checkpoint(stage)
-    except DamagedFileError as error:
-        say(f"{error}: deleted")
-        study.drop_checkpoint(stage)
+    for owner in owners:
+        try:
+            study.read_checkpoint(owner)
+        except DamagedFileError as error:
+            say(f"{error}: deleted")
+            study.drop_checkpoint(owner)
 
 
 def choose(plan: Plan, study: Study) -> dict[str, float]:
@@ -148,10 +187,11 @@ def choose(plan: Plan, study: Study) -> dict[str, float]:
     Raises:
         ValueError: an arm diverged at every learning rate of the grid.
     """
-    arms: dict[str, Any] = {}
+    recipe, arms = plan.recipe, dict[str, Any]()
+    assert isinstance(recipe, Recipe)
     for arm in plan.arms:
         grid: list[dict[str, Any]] = []
-        for rate in plan.recipe.tuning_grid:
+        for rate in recipe.tuning_grid:
             results = [
                 study.result(run) for run in plan.tuning_runs() if run.arm == arm.name and run.learning_rate == rate
             ]
@@ -165,10 +205,10 @@ def choose(plan: Plan, study: Study) -> dict[str, float]:
         if not sound:
             raise ValueError(f"{arm.label} diverged at every learning rate of the grid: extend tuning_grid downwards")
         best = min(sound, key=lambda point: sum(point["validation_errors"]))["learning_rate"]
-        at_edge = best in (min(plan.recipe.tuning_grid), max(plan.recipe.tuning_grid))
+        at_edge = best in (min(recipe.tuning_grid), max(recipe.tuning_grid))
         arms[arm.name] = {"chosen": best, "at_edge": at_edge, "grid": grid}
-    seeds = list(range(plan.recipe.tuning_seeds))
-    content = {"arms": arms, "seeds": seeds, "validation": plan.recipe.tuning_validation}
+    seeds = list(range(recipe.tuning_seeds))
+    content = {"arms": arms, "seeds": seeds, "validation": recipe.tuning_validation}
     study.write_text("tuning.json", json.dumps(content, indent=1) + "\n")
     return {name: arm["chosen"] for name, arm in arms.items()}
 

@@ -1,4 +1,4 @@
-"""The progress bar of a study: epochs done, training samples a second over all runs, time left."""
+"""The progress bar of a study: epochs done, how fast it trains (on images also the error), time left."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zeromean.lab import compare
+from zeromean.lab.schedule import duration
 from zeromean.lab.store import Stage
-from zeromean.lab.train import OnEpoch
+from zeromean.lab.together import OnEpoch
 
 
 class Bar:
@@ -30,7 +31,8 @@ class Bar:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.progress = compare.Progress(say=self._say, stage=self._stage)
+        self.progress = compare.Progress(say=self._say, stage=self._stage, note=self._note)
+        self._noted = ""
 
     def __enter__(self) -> Bar:
         self._interrupted = False
@@ -51,6 +53,9 @@ class Bar:
     def _say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, markup=False)
 
+    def _note(self, text: str) -> None:
+        self._noted = text
+
     def _stage(self, stage: Stage, epochs: int) -> OnEpoch:
         task = self._bar.add_task("tuning" if stage == "tuning" else "training", total=epochs, rate="")
         clock = _Clock()
@@ -58,10 +63,12 @@ class Bar:
         def on_epoch(epoch: int, runs: int) -> None:
             if self._interrupted:
                 raise KeyboardInterrupt
-            rate = clock.rate(epoch, runs)
-            self._bar.update(task, completed=epoch, rate=f"{runs} runs together{rate}")
+            pace = clock.rate(epoch, runs)
+            together = "1 run" if runs == 1 else f"{runs} runs together"
+            rate = ", ".join(part for part in (together, self._noted or pace) if part)
+            self._bar.update(task, completed=epoch, rate=rate)
             if not self._console.is_terminal and clock.due(epoch, epochs):
-                self._say(f"{stage}: epoch {epoch} of {epochs}, {runs} runs together{rate}{clock.left(epoch, epochs)}")
+                self._say(f"{stage}: epoch {epoch} of {epochs}, {rate}{clock.left(epoch, epochs)}")
 
         return on_epoch
 
@@ -75,7 +82,7 @@ class _Clock:
         if self.first is None:
             self.started, self.first = time.monotonic(), epoch
         done, spent = epoch - self.first, time.monotonic() - self.started
-        return f", {done * runs / spent:.3g} run-epochs/s" if done and spent else ""
+        return f"{done * runs / spent:.3g} run-epochs/s" if done and spent else ""
 
     def due(self, epoch: int, epochs: int) -> bool:
         now = time.monotonic()
@@ -86,4 +93,4 @@ class _Clock:
 
     def left(self, epoch: int, epochs: int) -> str:
         done = epoch - (self.first or 0)
-        return f", {(time.monotonic() - self.started) / done * (epochs - epoch):.0f} s left" if done else ""
+        return f", {duration((time.monotonic() - self.started) / done * (epochs - epoch))} left" if done else ""

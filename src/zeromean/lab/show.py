@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import zeromean
 import zeromean.nn as zmnn
 from zeromean.lab.activation import parse
 from zeromean.lab.data import describe, load
-from zeromean.lab.recipes import RECIPES, find
+from zeromean.lab.recipes import RECIPES, ImageRecipe, find
+from zeromean.lab.schedule import duration, length, setting
 from zeromean.lab.store import Study
 from zeromean.lab.summary import Summary, to_tables
 from zeromean.lab.summary import load as load_summary
@@ -31,10 +33,11 @@ def _table(title: str, *columns: str) -> Table:
 
 def recipes() -> Table:
     """Every recipe with its data and default arms."""
-    table = _table("Recipes", "name", "what", "data", "epochs", "arms")
+    table = _table("Recipes", "name", "what", "data", "training", "arms")
     for name in RECIPES:
         recipe = find(name)
-        table.add_row(name, recipe.title, recipe.data, str(recipe.epochs), " ".join(recipe.activations))
+        long = f"{recipe.steps:,} steps" if isinstance(recipe, ImageRecipe) else f"{recipe.epochs:,} epochs"
+        table.add_row(name, recipe.title, recipe.data, long, " ".join(recipe.activations))
     return table
 
 
@@ -64,9 +67,10 @@ def page(target: str) -> RenderableType:
 def _recipe(name: str) -> Table:
     recipe = find(name)
     table = _table(recipe.title, "field", "value")
-    for field in recipe.__dataclass_fields__:
-        value = getattr(recipe, field)
-        table.add_row(field, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    for field, value in asdict(recipe).items():
+        table.add_row(field, setting(field, value))
+    if isinstance(recipe, ImageRecipe):
+        table.add_row("steps", f"{recipe.steps:,} in all; length=0.1 takes a tenth of each phase")
     return table
 
 
@@ -101,9 +105,8 @@ def plan(facts: dict[str, Any], study: Study) -> RenderableType:
         rate = "tuned" if arm["learning_rate"] is None else f"{arm['learning_rate']:g}"
         table.add_row(arm["label"], arm["activation"], rate, str(len(facts["seeds"])))
     lines = [
-        f"{budget['runs']} runs of {recipe['epochs']} epochs each on {facts['device']['kind']} "
-        f"({facts['device']['name']}); "
-        f"training takes about {_duration(budget['seconds_estimate'])}"
+        f"{_number(budget['runs'], 'run')} of {length(recipe, budget['epochs'])} each on {facts['device']['kind']} "
+        f"({facts['device']['name']}); {_time(budget['seconds_estimate'])}"
     ]
     if facts["tune"]:
         lines.append(
@@ -117,23 +120,21 @@ def _detectable(facts: dict[str, Any]) -> str:
     if not facts["comparisons"]:
         return "one arm: nothing to compare"
     difference, recipe = facts["detectable_difference"], facts["recipe"]
-    pairs = _count(facts["comparisons"], "comparison")
+    pairs = _number(len(facts["comparisons"]), "comparison")
     if difference is None:
-        return f"{_count(facts['seeds'], 'seed')} cannot support a verdict on {pairs}: use more seeds"
+        return f"{_number(len(facts['seeds']), 'seed')} cannot support a verdict on {pairs}: use more seeds"
     return (
         f"smallest detectable difference of the test error: {difference:.2g} {recipe['error_unit']} "
         f"(80 % power, 5 % level, {pairs}, sd {recipe['expected_sd']:g} assumed from our records)"
     )
 
 
-def _count(things: Sequence[Any], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _time(seconds: float | None) -> str:
+    return "the first epoch tells the time" if seconds is None else f"training takes about {duration(seconds)}"
 
 
 def results(summary: Summary) -> RenderableType:

@@ -9,6 +9,7 @@
     <study>/<arm>/seed-000/result.json       the outcome; a run is done when this file is there
     <study>/tuning/<arm>/lr-0.01/seed-000/   the same files (no model) for the runs of ``--tune``
     <study>/checkpoint-<stage>.safetensors   where a killed stage continues; gone when the stage is done
+    <study>/<arm>/seed-000/checkpoint.safetensors      the same of a run that is trained alone
 
 ``summary.csv``, ``summary.md`` and ``report.html`` derive from these alone. Every file that must be whole is written
 beside its place, flushed to the disk and then renamed; ``result.json`` carries a checksum of its own content.
@@ -44,6 +45,7 @@ class Run:
         learning_rate: of SGD.
         seed: fixes initial weights, order of the samples and noise; shared by all arms.
         stage: ``tuning`` runs are judged on validation data, ``final`` ones on the test set.
+        norm: the normalization layers, ``none`` or ``batch``.
     """
 
     arm: str
@@ -51,6 +53,7 @@ class Run:
     learning_rate: float
     seed: int
     stage: Stage = "final"
+    norm: str = "none"
 
     @property
     def folder(self) -> str:
@@ -129,6 +132,11 @@ class Study:
         folder = self.path / run.folder
         write_whole(folder / "config.json", _json(asdict(run)))
         (folder / "metrics.jsonl").write_bytes(b"")
+
+    def sweep(self, run: Run) -> None:
+        """Remove the files that a kill left half written in the run's folder."""
+        for part in (self.path / run.folder).glob(".*.part"):
+            part.unlink(missing_ok=True)
 
     def append_metrics(self, run: Run, row: dict[str, Any]) -> None:
         """Add an epoch's row."""
@@ -210,22 +218,24 @@ class Study:
         file = self.path / run.folder / "result.json"
         return file.replace(file.with_name("result.json.damaged"))
 
-    def _checkpoint(self, stage: Stage) -> Path:
-        return self.path / f"checkpoint-{stage}.safetensors"
+    def _checkpoint(self, owner: Stage | Run) -> Path:
+        if isinstance(owner, Run):
+            return self.path / owner.folder / "checkpoint.safetensors"
+        return self.path / f"checkpoint-{owner}.safetensors"
 
-    def write_checkpoint(self, stage: Stage, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Replace the stage's checkpoint."""
-        write_whole(self._checkpoint(stage), _serialize(tensors, {"state": json.dumps(state)}))
+    def write_checkpoint(self, owner: Stage | Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Replace the checkpoint of a stage, or of a run that is trained alone."""
+        write_whole(self._checkpoint(owner), _serialize(tensors, {"state": json.dumps(state)}))
 
-    def read_checkpoint(self, stage: Stage) -> Checkpoint | None:
-        """The stage's checkpoint, or None.
+    def read_checkpoint(self, owner: Stage | Run) -> Checkpoint | None:
+        """The checkpoint of a stage or a run, or None.
 
         Raises:
             DamagedFileError: it is there and cannot be read.
         """
         from safetensors import SafetensorError, safe_open
 
-        file = self._checkpoint(stage)
+        file = self._checkpoint(owner)
         if not file.exists():
             return None
         try:
@@ -237,9 +247,9 @@ class Study:
                 f"{file} is damaged ({error}): delete it; its unfinished runs start again"
             ) from error
 
-    def drop_checkpoint(self, stage: Stage) -> None:
-        """Remove the stage's checkpoint, if any."""
-        self._checkpoint(stage).unlink(missing_ok=True)
+    def drop_checkpoint(self, owner: Stage | Run) -> None:
+        """Remove the checkpoint of a stage or a run, if any."""
+        self._checkpoint(owner).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a derived file into the study's folder and return its path."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from zeromean.lab import stats
+from zeromean.lab.plan import written_plan
+from zeromean.lab.schedule import duration
 from zeromean.lab.store import DamagedFileError, Run, Status, Study
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ CSV_COLUMNS = (
     "validation_error",
     "test_error",
     "median_mean_activation",
+    "norm",
 )
 
 READING = (
@@ -98,6 +101,7 @@ class Arm:
         name: its folder.
         label: as tables and charts print it.
         activation: its text.
+        norm: its normalization layers, ``none`` or ``batch``.
         learning_rate: None as long as tuning has not chosen it.
         runs: one per planned seed, in the order of the plan.
         test_error: mean, spread and interval over the runs that ended well; nan where too few did.
@@ -107,6 +111,7 @@ class Arm:
     name: str
     label: str
     activation: str
+    norm: str
     learning_rate: float | None
     runs: tuple[FinalRun, ...]
     test_error: stats.Summary
@@ -167,6 +172,16 @@ class Summary:
         return sum(arm.count(*statuses) for arm in self.arms)
 
     @property
+    def speed(self) -> str:
+        """How fast runs on images were, in words; empty where no result says it."""
+        results = [run.result for arm in self.arms for run in arm.runs if run.result.get("images_per_second")]
+        if not results:
+            return ""
+        seconds = sum(result["seconds"] for result in results) / len(results)
+        rate = sum(result["images_per_second"] for result in results) / len(results)
+        return f"{duration(seconds)} a run, {float(f'{rate:.3g}'):,.0f} images/s on average"
+
+    @property
     def progress(self) -> str:
         """How many runs are done, and how they ended."""
         done = self.planned - self.count("missing")
@@ -214,7 +229,7 @@ def load(study: Study) -> Summary:
     Raises:
         ValueError: there is no plan in it, or a file is damaged.
     """
-    plan = study.plan()
+    plan = written_plan(study)
     if plan is None:
         raise ValueError(f"{study.path} holds no study: name a folder with a plan.json, as `zeromean compare` makes it")
     tuning = _tuning(study) if plan["tune"] else {}
@@ -249,10 +264,11 @@ def _arm_tuning(arm: Mapping[str, Any]) -> Tuning:
 
 def _arm(study: Study, plan: Mapping[str, Any], planned: Mapping[str, Any], tuning: Tuning | None) -> Arm:
     rate = tuning.chosen if tuning else planned["learning_rate"]
-    keys = planned["name"], planned["activation"], math.nan if rate is None else rate
-    runs = tuple(_final_run(study, Run(*keys, seed)) for seed in plan["seeds"])
+    names, norm = (planned["name"], planned["activation"]), planned["norm"]
+    known = math.nan if rate is None else rate
+    runs = tuple(_final_run(study, Run(*names, known, seed, norm=norm)) for seed in plan["seeds"])
     described = stats.summarize([run.test_error for run in runs])
-    return Arm(planned["name"], planned["label"], planned["activation"], rate, runs, described, tuning)
+    return Arm(planned["name"], planned["label"], planned["activation"], norm, rate, runs, described, tuning)
 
 
 def _final_run(study: Study, run: Run) -> FinalRun:
@@ -280,7 +296,7 @@ def to_csv(summary: Summary) -> str:
     for arm in summary.arms:
         for run in arm.runs:
             known = {**run.result, "arm": arm.name, "activation": arm.activation, "learning_rate": arm.learning_rate}
-            known |= {"seed": run.seed, "status": run.status}
+            known |= {"seed": run.seed, "status": run.status, "norm": arm.norm}
             writer.writerow(["" if known.get(column) is None else known[column] for column in CSV_COLUMNS])
     return file.getvalue()
 
@@ -378,6 +394,7 @@ def _provenance(summary: Summary) -> list[str]:
         f"Made {plan['created']} with {versions}, on {device}, {commit(plan)}",
         f"Data: {data['name']}, {data['train']} train, {data['validation']} validation, {data['test']} test samples",
         f"Design: {detectable(summary)}",
+        *([f"Speed: {summary.speed}"] if summary.speed else []),
     ]
 
 

@@ -1,281 +1,380 @@
-"""Train the runs of a study together: one stacked network, one loop that reads from top to bottom.
+"""Train convolutional networks on images: one loop over epochs that reads from top to bottom.
 
-Plain stochastic gradient descent, ``w <- w - learning_rate * dL/dw``, on every run of a stage at once. Each run has its
-own initial weights, order of samples, noise and learning rate, all functions of its seed (and the epoch or step)
-alone, so a run is the same whichever runs it shares the stack with, up to the rounding of a batched product, and a
-killed training continues from its last epoch with nothing but the weights. On CUDA the step is a graph, replayed.
+A step is a batch of augmented images gathered on the device and one `Update` by it. On CUDA its forward and backward
+passes are compiled and the whole step is recorded as one graph and replayed, so that the host launches one thing a
+step; several runs may share a GPU, each on a stream of its own. On a CPU the same step runs as it is written.
+
+All that a run is (weights, momentum, average, counters) goes into its checkpoint, and random numbers are functions of
+seed and step, so that a killed run continues; on a CPU with the same bits. A step whose loss or gradient is not finite
+changes nothing, and neither does any after it: the run is marked diverged, with the step and the layer.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zeromean.lab.activation import parse
-from zeromean.lab.nets import StackedNetwork, mlp
-from zeromean.lab.order import noise_seeds, sample_order
-from zeromean.lab.recipes.recipe import Recipe, Task
-from zeromean.lab.store import Checkpoint, Run, Study
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Inputs ``[N, features]`` in float32 and targets: labels ``[N]``, or the inputs themselves."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def to(self, device: torch.device) -> Samples:
-        """On that device; a reconstruction keeps one tensor for both."""
-        inputs = self.inputs.to(device)
-        return Samples(inputs, inputs if self.targets is self.inputs else self.targets.to(device))
-
-    def take(self, index: Tensor) -> Samples:
-        """The samples at those positions."""
-        inputs = self.inputs[index]
-        return Samples(inputs, inputs if self.targets is self.inputs else self.targets[index])
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """What a stage trains on, the fixed training subset it is watched on, and what it is judged on."""
-
-    train: Samples
-    probe: Samples
-    validation: Samples | None
-    test: Samples | None
-
-    def to(self, device: torch.device) -> Splits:
-        """On that device."""
-        validation, test = (part and part.to(device) for part in (self.validation, self.test))
-        return Splits(self.train.to(device), self.probe.to(device), validation, test)
-
+from zeromean.lab.chance import Chance
+from zeromean.lab.data.augment import Batches
+from zeromean.lab.images import Material
+from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
+from zeromean.lab.observe import blame, judge, mean_activations
+from zeromean.lab.recipes.images import ImageRecipe, Phase
+from zeromean.lab.recording import arithmetic, record
+from zeromean.lab.sharing import ALONE, Share
+from zeromean.lab.store import DamagedFileError, Run, Study
+from zeromean.lab.update import Update, loss_of
 
 OnEpoch = Callable[[int, int], None]
 
 
 def train(
-    recipe: Recipe,
+    recipe: ImageRecipe,
     runs: Sequence[Run],
-    splits: Splits,
+    material: Material,
     study: Study,
     *,
     device: torch.device,
+    share: Share = ALONE,
+    together: int = 1,
     on_epoch: OnEpoch = lambda epoch, runs: None,
-    checkpoint_every: int = 1,
+    checkpoint_seconds: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train every run that has no result yet, and leave its files in the study's folder.
 
     Args:
-        recipe: network, schedule and task.
+        recipe: network, data and schedule.
         runs: of one stage.
-        splits: the stage's data.
-        study: where results and checkpoints lie.
+        material: the images to train on and to judge by.
+        study: where results and checkpoints lie; read by every process, written by the first alone.
         device: where to train.
+        share: this process's part of every batch.
+        together: runs that share the device at a time, by turns; on CUDA their steps overlap.
         on_epoch: called with the epochs done and the runs in training, at the start and after each epoch.
-        checkpoint_every: epochs between checkpoints; a killed training loses at most as many.
+        checkpoint_seconds: time between checkpoints; a killed training loses at most as much, and an epoch.
+        stop: asked before each group of runs and after every epoch, and must tell all processes the same; True writes
+            a checkpoint and ends the training with `Stopped`.
 
     Raises:
-        DamagedFileError: a result or the checkpoint cannot be read.
+        DamagedFileError: a result or a checkpoint cannot be read.
+        Stopped: as asked.
+        ValueError: several runs together in several processes, or the recipe does not fit the processes.
     """
-    stage = runs[0].stage
-    while pending := study.pending(runs):
-        checkpoint = study.read_checkpoint(stage)
-        stacked = _runs_of(checkpoint, runs) or pending
-        if not set(stacked) & set(pending):
-            study.drop_checkpoint(stage)
-            continue
-        _train_stack(recipe, stacked, splits, study, checkpoint, device, on_epoch, checkpoint_every)
+    if together > 1 and share.processes > 1:
+        raise ValueError(
+            f"together must be 1 where {share.processes} processes train one network, got {together}: the exchanges "
+            "of runs that overlap could wait for each other"
+        )
+    pending = study.pending(runs)
+    with arithmetic(recipe.precision, device):
+        for first in range(0, len(pending), together):
+            if stop():
+                raise Stopped
+            trainings = (Training(recipe, run, material, device, share) for run in pending[first : first + together])
+            _train_group(trainings, study, on_epoch, checkpoint_seconds, stop)
 
 
-def _runs_of(checkpoint: Checkpoint | None, runs: Sequence[Run]) -> list[Run]:
-    folders = {run.folder: run for run in runs}
-    return [folders[folder] for folder in checkpoint[1]["runs"]] if checkpoint else []
+class Stopped(Exception):  # noqa: N818
+    """The training was asked to stop, and wrote its checkpoint."""
 
 
-def _train_stack(
-    recipe: Recipe,
-    runs: Sequence[Run],
-    splits: Splits,
+def _train_group(
+    group: Iterable[Training],
     study: Study,
-    checkpoint: Checkpoint | None,
-    device: torch.device,
     on_epoch: OnEpoch,
-    checkpoint_every: int,
+    checkpoint_seconds: float,
+    stop: Callable[[], bool],
 ) -> None:
-    torch.set_float32_matmul_precision("high" if recipe.precision == "tf32" else "highest")
-    splits = splits.to(device)
-    network = build(recipe, runs, splits.train).to(device)
-    steps = Steps(recipe, runs, network, splits.train)
-
-    done, diverged, spent = _restore(network, runs, study, checkpoint)
-    on_epoch(done, len(runs))
-    for epoch in range(done, recipe.epochs):
-        started = time.perf_counter()
-        losses = steps.epoch(epoch)
-        rows = watch(network, recipe.task, splits, losses)
-        spent += time.perf_counter() - started
-        for position, row in enumerate(rows):
-            if diverged[position] is None and row["train_loss"] is None:
-                diverged[position] = epoch + 1
-            study.append_metrics(runs[position], {"epoch": epoch + 1, **row, "seconds": round(spent, 3)})
-        if (epoch + 1) % checkpoint_every == 0 or epoch + 1 == recipe.epochs:
-            state = {"runs": [run.folder for run in runs], "epoch": epoch + 1, "diverged": diverged, "seconds": spent}
-            study.write_checkpoint(runs[0].stage, network.state_dict(), state)
-        on_epoch(epoch + 1, len(runs))
-
-    _finish(network, recipe, runs, splits, study, diverged, spent)
-    study.drop_checkpoint(runs[0].stage)
+    """An epoch of each training that is furthest behind, until all are done."""
+    trainings = list(group)
+    for training in trainings:
+        _resume(training, study)
+    written = time.monotonic()
+    on_epoch(min(training.epoch for training in trainings), len(trainings))
+    while running := [training for training in trainings if not training.done]:
+        behind = min(training.epoch for training in running)
+        turn = [training for training in running if training.epoch == behind]
+        rows = _epoch(turn)
+        stopping = stop()
+        due = stopping or time.monotonic() - written > checkpoint_seconds
+        for training, row in zip(turn, rows, strict=True):
+            if training.share.writes:
+                _write(training, study, row, checkpoint=due)
+        written = time.monotonic() if due else written
+        on_epoch(behind + 1, len(turn))
+        if stopping and any(not training.done for training in trainings):
+            raise Stopped
 
 
-def build(recipe: Recipe, runs: Sequence[Run], samples: Samples) -> StackedNetwork:
-    """The stacked network of those runs, freshly initialised."""
-    outputs = samples.inputs.shape[1] if recipe.task == "reconstruction" else int(samples.targets.max()) + 1
-    widths = (samples.inputs.shape[1], *recipe.hidden, outputs)
-    return StackedNetwork(
-        [mlp(widths, parse(run.activation), seed=run.seed, initialization=recipe.initialization) for run in runs]
-    )
+def _resume(training: Training, study: Study) -> None:
+    checkpoint = study.read_checkpoint(training.run)
+    if checkpoint is not None:
+        try:
+            training.load(*checkpoint)
+        except (ValueError, KeyError) as error:
+            file = study.path / training.run.folder / "checkpoint.safetensors"
+            raise DamagedFileError(f"{file} does not fit ({error}): delete it, and the run starts again") from error
+    if not training.share.writes:
+        return
+    study.sweep(training.run)
+    if checkpoint is None:
+        study.begin(training.run)
+    else:
+        study.trim_metrics(training.run, training.epoch)
 
 
-class Steps:
-    """The training steps of an epoch; on CUDA one step is captured as a graph, and an epoch replays it.
+def _epoch(trainings: Sequence[Training]) -> list[dict[str, Any]]:
+    """Train each for an epoch; their steps are queued in turns, so that none waits for another's host."""
+    started, recording = time.perf_counter(), sum(training.spent.recording for training in trainings)
+    for training in trainings:
+        training.begin_epoch()
+    for _ in range(max(training.steps_left for training in trainings)):
+        for training in trainings:
+            if training.steps_left:
+                training.advance()
+    for training in trainings:
+        training.finish_epoch()
+    recording = sum(training.spent.recording for training in trainings) - recording
+    stepping = (time.perf_counter() - started - recording) / len(trainings)
+    rows = [training.watch() for training in trainings]
+    cost = (time.perf_counter() - started) / len(trainings)
+    return [row | one.spend(cost, stepping, len(trainings)) for one, row in zip(trainings, rows, strict=True)]
+
+
+def _write(training: Training, study: Study, row: dict[str, Any], *, checkpoint: bool) -> None:
+    study.append_metrics(training.run, row)
+    if training.done:
+        outcome = training.outcome(row)
+        study.finish(training.run, outcome, training.weights() if outcome["status"] == "ok" else None)
+        study.drop_checkpoint(training.run)
+    elif checkpoint:
+        study.write_checkpoint(training.run, *training.state())
+
+
+@dataclass
+class Spent:
+    """The wall time of a run.
+
+    Attributes:
+        seconds: what the run cost: the time of its epochs, evaluation, compilation and recording included, divided by
+            the runs that shared the device. Those of all runs add up to the time that all epochs took.
+        stepping: the part of it in which steps were taken.
+        recording: in which steps were compiled and recorded, not divided.
+        together: the most runs that shared the device.
+    """
+
+    seconds: float = 0.0
+    stepping: float = 0.0
+    recording: float = 0.0
+    together: int = 1
+
+
+class Training:
+    """One run: its network, its updates and its place in the schedule.
 
     Args:
-        recipe: batch size and task.
-        runs: give seeds and learning rates.
-        network: is updated in place.
-        samples: the training set, on the network's device.
+        recipe: network, data and schedule.
+        run: gives activation, norm and seed.
+        material: the images.
+        device: where to train.
+        share: this process's part of every batch.
+
+    Attributes:
+        network: in training mode between the calls.
+        epoch: epochs done.
+        steps_done: of all.
+        steps_left: of the epoch that was begun.
+        diverged: the epoch, the step and the layer, once a step was not finite.
+        spent: time.
+
+    Raises:
+        ValueError: the batch cannot be divided as the recipe and the processes ask.
     """
 
-    def __init__(self, recipe: Recipe, runs: Sequence[Run], network: StackedNetwork, samples: Samples) -> None:
-        self.recipe, self.network, self.samples = recipe, network, samples
-        self.count = len(samples) // recipe.batch_size
-        if self.count == 0:
-            raise ValueError(
-                f"batch_size {recipe.batch_size} exceeds the {len(samples)} training samples: make it smaller"
-            )
-        device = samples.inputs.device
-        self.seeds = torch.tensor([run.seed for run in runs], device=device)
-        self.rates = torch.tensor([run.learning_rate for run in runs], device=device).view(-1, 1, 1)
-        self.noisy, self.slopes = network.noisy, network.slopes()
-        self.order = torch.zeros(self.count, len(runs), recipe.batch_size, dtype=torch.int64, device=device)
-        self.step = torch.zeros(1, dtype=torch.int64, device=device)
-        self.first = torch.zeros(1, dtype=torch.int64, device=device)
-        self.loss_sum = torch.zeros(len(runs), dtype=torch.float64, device=device)
-        self.graph = self._capture() if device.type == "cuda" else None
+    def __init__(
+        self, recipe: ImageRecipe, run: Run, material: Material, device: torch.device, share: Share = ALONE
+    ) -> None:
+        self.recipe, self.run, self.material, self.share = recipe, run, material, share
+        self.network = build(recipe, run, material.classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        half = recipe.precision == "bfloat16" and device.type == "cuda"
+        self.dtype = torch.bfloat16 if half else torch.float32
+        self._batches = Batches(
+            material.train, material.train_labels, recipe.batch_size, seed=run.seed, pad=recipe.pad, flip=recipe.flip,
+            dtype=self.dtype, share=(share.rank, share.processes),
+        )  # fmt: skip
+        self._update = Update(recipe, self.network, self._batches, seed=run.seed, share=share, dtype=self.dtype)
+        self._chance = Chance(device, run.seed, share.rank)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._step: Callable[[], None] = self._update.take
+        self._phase: Phase | None = None
+        self.epoch, self.steps_done, self.steps_left, self.spent = 0, 0, 0, Spent()
+        self.diverged: dict[str, Any] | None = None
 
-    def epoch(self, epoch: int) -> Tensor:
-        """Train one epoch; returns every run's mean loss over its steps."""
-        kept = self.count * self.recipe.batch_size
-        order = sample_order(self.seeds, epoch, len(self.samples))[:, :kept]
-        self.order.copy_(order.view(len(self.seeds), self.count, -1).transpose(0, 1))
-        self.step.zero_()
-        self.first.fill_(epoch * self.count)
-        self.loss_sum.zero_()
-        for _ in range(self.count):
-            self.graph.replay() if self.graph is not None else self._step()
-        return self.loss_sum / self.count
+    @property
+    def epochs(self) -> int:
+        """Of the whole training; the last one may be cut short."""
+        return -(-self.recipe.steps // self._batches.steps)
 
-    def _step(self) -> None:
-        batch = self.samples.take(self.order.index_select(0, self.step)[0])
-        if self.noisy:
-            self.network.set_seeds(noise_seeds(self.seeds, self.network.hidden_layers, self.first + self.step))
-        outputs = self.network.descend(batch.inputs, self.rates)
-        losses = loss_of_each(self.recipe.task, outputs, batch.targets).mean(1)
-        losses.sum().backward()
-        with torch.no_grad():
-            for slope, rows in self.slopes:
-                assert slope.grad is not None
-                slope.addcmul_(slope.grad, self.rates[rows], value=-1)
-                slope.grad = None
-            self.loss_sum += losses
-            self.step += 1
+    @property
+    def done(self) -> bool:
+        """Whether all steps were taken, or one was not finite."""
+        return self.epoch == self.epochs or self.diverged is not None
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
+    def begin_epoch(self) -> None:
+        """Draw the order and the crops of the next epoch."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with self._on_stream():
+            self._batches.set_epoch(self.epoch)
+            self._update.place.zero_()
+            self._update.loss_sum.zero_()
+        self.steps_left = min(self._batches.steps, self.recipe.steps - self.steps_done)
+        self._steps_of_epoch = self.steps_left
+
+    def advance(self) -> None:
+        """Queue the next step."""
+        with self._on_stream():
+            phase = self.recipe.phase(self.steps_done)
+            if phase != self._phase:
+                self._enter(phase)
+            with self._chance.of_step(self.steps_done):
                 self._step()
-                self.step.zero_()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self.network.load_state_dict(before)
-        return graph
+        self.steps_done += 1
+        self.steps_left -= 1
 
+    def _enter(self, phase: Phase) -> None:
+        """Begin a phase; on CUDA its step is another program."""
+        self._phase = phase
+        self.network.set_dropout(phase.dropout, everywhere=phase.everywhere)
+        if self._stream is not None:
+            started = time.perf_counter()
+            self._step = self._update.take  # lets go of the last recording's memory
+            with self._chance.of_step(self.steps_done):
+                self._step = record(self._update, self._stream)
+            self.spent.recording += time.perf_counter() - started
 
-def loss_of_each(task: Task, outputs_rbk: Tensor, targets: Tensor) -> Tensor:
-    """The loss ``[R, B]`` of every sample: cross-entropy, or the mean squared error of its outputs."""
-    if task == "reconstruction":
-        return (outputs_rbk - targets).square().mean(2)
-    runs, batch, classes = outputs_rbk.shape
-    labels = targets.expand(runs, batch).reshape(-1)
-    return F.cross_entropy(outputs_rbk.reshape(-1, classes), labels, reduction="none").view(runs, batch)
+    def finish_epoch(self) -> None:
+        """Wait for the steps; find out whether one was not finite."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self.epoch += 1
+        void = int(self._update.first_void)
+        if void < self.recipe.steps:
+            self.diverged = {"epoch": self.epoch, "step": void + 1, "layer": self._blame(void)}
 
+    def _blame(self, step: int) -> str:
+        """The layer in which a step's numbers stopped being finite; nothing was changed since."""
+        update = self._update
+        update.place.fill_(step % self._batches.steps)
+        update.number.fill_(step)
 
-def error_of_each(task: Task, outputs_rbk: Tensor, targets: Tensor) -> Tensor:
-    """The error ``[R, B]`` of every sample: 100 where the class is wrong, or 1000 x the mean squared error."""
-    if task == "reconstruction":
-        return loss_of_each(task, outputs_rbk, targets) * 1000
-    return (outputs_rbk.argmax(2) != targets).float() * 100
+        def losses() -> Iterator[Tensor]:
+            for x, labels in update.parts():
+                yield loss_of(self.network, x, labels, self.dtype, self.recipe.label_smoothing)
 
+        with self._chance.of_step(step):
+            found = blame(self.network, losses)
+        return self.share.first(found) or "unknown: the step is finite when it is taken again"
 
-@torch.no_grad()
-def evaluate(network: StackedNetwork, task: Task, samples: Samples) -> tuple[list[float], list[float]]:
-    """Every run's mean loss and error on the samples, in evaluation mode; no error where the loss is not finite."""
-    network.eval()
-    sums = torch.zeros(2, network.runs, dtype=torch.float64, device=samples.inputs.device)
-    for first in range(0, len(samples), 1000):
-        part = samples.take(torch.arange(first, min(first + 1000, len(samples)), device=samples.inputs.device))
-        outputs = network(part.inputs.expand(network.runs, -1, -1))
-        sums[0] += loss_of_each(task, outputs, part.targets).double().sum(1)
-        sums[1] += error_of_each(task, outputs, part.targets).double().sum(1)
-    network.train()
-    losses, errors = (sums / len(samples)).tolist()
-    return losses, [error if math.isfinite(loss) else math.nan for loss, error in zip(losses, errors, strict=True)]
-
-
-@torch.no_grad()
-def mean_activations(network: StackedNetwork, samples: Samples) -> tuple[Tensor, Tensor]:
-    """Median and interquartile range over a layer's units of each unit's mean activation, both ``[R, layers]``."""
-    network.eval()
-    _, hidden = network.activations(samples.inputs.expand(network.runs, -1, -1))
-    network.train()
-    points = torch.tensor([0.25, 0.5, 0.75], device=samples.inputs.device)
-    quartiles = torch.stack([torch.quantile(layer.mean(1), points, dim=1) for layer in hidden], dim=2)
-    return quartiles[1], quartiles[2] - quartiles[0]
-
-
-def watch(network: StackedNetwork, task: Task, splits: Splits, losses: Tensor) -> list[dict[str, Any]]:
-    """What an epoch leaves in ``metrics.jsonl``, a row a run; ``losses`` are its mean training losses."""
-    _, train_errors = evaluate(network, task, splits.probe)
-    validation = evaluate(network, task, splits.validation)[1] if splits.validation else [math.nan] * network.runs
-    medians, spreads = mean_activations(network, splits.probe)
-    return [
-        {
-            "train_loss": finite(loss),
-            "train_error": finite(train_error) if math.isfinite(loss) else None,
-            "validation_error": finite(validation_error) if math.isfinite(loss) else None,
-            "mean_activation": [finite(value) for value in median],
-            "mean_activation_spread": [finite(value) for value in spread],
+    def watch(self) -> dict[str, Any]:
+        """What the epoch that ended leaves in ``metrics.jsonl``, without its time."""
+        with self._update.evaluated() as network:
+            _, train_error = judge(network, self.material.probe, self.material.probe_labels, self.dtype)
+            held_out = self.material.validation
+            validation = judge(network, *held_out, self.dtype)[1] if held_out else math.nan
+            medians, spreads = mean_activations(network, self.material.probe, self.dtype)
+        ok = self.diverged is None
+        return {
+            "epoch": self.epoch,
+            "train_loss": finite(float(self._update.loss_sum) / self._steps_of_epoch) if ok else None,
+            "train_error": finite(train_error) if ok else None,
+            "validation_error": finite(validation) if ok else None,
+            "mean_activation": [finite(value) for value in medians],
+            "mean_activation_spread": [finite(value) for value in spreads],
+            "learning_rate": float(f"{self.recipe.rate(self.steps_done - 1):.6g}"),
         }
-        for loss, train_error, validation_error, median, spread in zip(
-            losses.tolist(), train_errors, validation, medians.tolist(), spreads.tolist(), strict=True
-        )
-    ]
+
+    def spend(self, seconds: float, stepping: float, together: int) -> dict[str, float]:
+        """Add an epoch's time, and say what ``metrics.jsonl`` tells of it."""
+        self.spent.seconds += seconds
+        self.spent.stepping += stepping
+        self.spent.together = max(together, self.spent.together)
+        rate = self.recipe.batch_size * self._steps_of_epoch / stepping
+        return {"images_per_second": round(rate, 1), "seconds": round(self.spent.seconds, 3)}
+
+    def outcome(self, last: dict[str, Any]) -> dict[str, Any]:
+        """What the run leaves in ``result.json``, given its last row; a run that did not diverge reads the test set.
+
+        ``images_per_second`` is that of the device while steps were taken, all runs on it counted.
+        """
+        test_loss, test_error = (math.nan, math.nan) if self.diverged else self._test()
+        ok = math.isfinite(test_loss)
+        known = {
+            "train_loss": last["train_loss"],
+            "train_error": last["train_error"],
+            "validation_error": last["validation_error"],
+            "test_loss": finite(test_loss),
+            "test_error": finite(test_error),
+            "median_mean_activation": finite(_mean_size(last["mean_activation"])) if ok else None,
+        }
+        diverged = None if ok else self.diverged or self._in_evaluation()
+        return {
+            "status": "ok" if ok else "diverged",
+            "diverged_at": diverged and diverged["epoch"],
+            "diverged": diverged,
+            "epochs": self.epoch,
+            **(known if ok else dict.fromkeys(known)),
+            "seconds": round(self.spent.seconds, 3),
+            "seconds_recording": round(self.spent.recording, 3),
+            "images_per_second": round(self.recipe.batch_size * self.steps_done / self.spent.stepping, 1),
+            "together": self.spent.together,
+        }
+
+    def _test(self) -> tuple[float, float]:
+        """Mean loss and error in percent on the images that the run is judged on."""
+        with self._update.evaluated() as network:
+            return judge(network, self.material.test, self.material.test_labels, self.dtype)
+
+    def _in_evaluation(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "step": self.steps_done, "layer": "output in evaluation mode"}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state of the network as it is evaluated."""
+        with self._update.evaluated() as network:
+            return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the rest of the training depends on, at the end of an epoch."""
+        return self._update.tensors(), {"epoch": self.epoch, "steps": self.steps_done, "spent": asdict(self.spent)}
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Continue from such a state.
+
+        Raises:
+            ValueError: it is of another network or recipe.
+        """
+        self._update.load(tensors)
+        self.epoch, self.steps_done, self.spent = state["epoch"], state["steps"], Spent(**state["spent"])
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def build(recipe: ImageRecipe, run: Run, classes: int) -> ConvolutionalNetwork:
+    """The network of a run, freshly initialised."""
+    padding = {} if recipe.network == "elu15" else {"padding": recipe.padding}
+    return NETWORKS[recipe.network](
+        classes, parse(run.activation), run.norm, seed=run.seed, initialization=recipe.initialization, **padding
+    )
 
 
 def finite(value: float) -> float | None:
@@ -283,57 +382,5 @@ def finite(value: float) -> float | None:
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
-def _restore(
-    network: StackedNetwork, runs: Sequence[Run], study: Study, checkpoint: Checkpoint | None
-) -> tuple[int, list[int | None], float]:
-    if checkpoint is None:
-        for run in runs:
-            study.begin(run)
-        return 0, [None] * len(runs), 0.0
-    tensors, state = checkpoint
-    network.load_state_dict(tensors)
-    for run in runs:
-        study.trim_metrics(run, state["epoch"])
-    return state["epoch"], state["diverged"], state["seconds"]
-
-
-def _finish(
-    network: StackedNetwork,
-    recipe: Recipe,
-    runs: Sequence[Run],
-    splits: Splits,
-    study: Study,
-    diverged: list[int | None],
-    spent: float,
-) -> None:
-    judged = splits.test or splits.validation
-    assert judged is not None
-    losses, errors = evaluate(network, recipe.task, judged)
-    for position, run in enumerate(runs):
-        if study.result(run) is not None:
-            continue
-        last = study.metrics(run)[-1]
-        if not math.isfinite(losses[position]) or None in last["mean_activation"]:
-            diverged[position] = diverged[position] or recipe.epochs
-        ok = diverged[position] is None
-        known = {
-            "train_loss": last["train_loss"],
-            "train_error": last["train_error"],
-            "validation_error": last["validation_error"],
-            "test_loss": finite(losses[position]) if splits.test else None,
-            "test_error": finite(errors[position]) if splits.test else None,
-            "median_mean_activation": _mean_size(last["mean_activation"]) if ok else None,
-        }
-        outcome = {
-            "status": "ok" if ok else "diverged",
-            "diverged_at": diverged[position],
-            "epochs": recipe.epochs,
-            **(known if ok else dict.fromkeys(known)),
-            "seconds": round(spent / len(runs), 3),
-            "together": len(runs),
-        }
-        study.finish(run, outcome, network.weights(position) if ok and run.stage == "final" else None)
-
-
-def _mean_size(medians: Sequence[float]) -> float | None:
-    return finite(sum(map(abs, medians)) / len(medians))
+def _mean_size(medians: Sequence[float | None]) -> float:
+    return sum(math.nan if median is None else abs(median) for median in medians) / len(medians)

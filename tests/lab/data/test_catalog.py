@@ -64,7 +64,7 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_name_lists_all_and_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ValueError, match="data set") as raised:
         data.load(name)
-    assert str(raised.value) == f"unknown data set {name!r}: {hint}Choose one of digits, mnist, fashion-mnist"
+    assert str(raised.value) == f"unknown data set {name!r}: {hint}Choose one of {', '.join(data.available())}"
 
 
 def test_idx_files_become_a_data_set(tiny: IdxDataset, raw: Path, contents: dict[str, Tensor]) -> None:
@@ -146,8 +146,8 @@ def test_the_description_follows_the_files(tiny: IdxDataset, raw: Path) -> None:
 def test_every_available_name_is_described(tmp_path: Path) -> None:
     described = data.describe(tmp_path)
     assert tuple(description.name for description in described) == data.available()
-    assert [description.state for description in described] == ["present", "absent", "absent"]
-    assert [description.train_count for description in described] == [1437, 60_000, 60_000]
+    assert [description.state for description in described] == ["present", *["absent"] * 4]
+    assert [description.train_count for description in described] == [1437, 60_000, 60_000, 50_000, 50_000]
 
 
 @pytest.mark.parametrize("published", [MNIST, FASHION_MNIST], ids=lambda published: published.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+from tests.lab.image_study import write_image_study
 
 from zeromean.lab.report import write_report
 from zeromean.lab.store import Study
@@ -37,6 +38,12 @@ def rates_file(study_folder: StudyFolder) -> Path:
     """Three arms at two learning rates, an autoencoder."""
     arms = ("elu", "relu", "leaky_relu-0.1")
     return write_report(study_folder(task="reconstruction", rates=(0.01, 0.001), arms=arms, epochs=20).path)
+
+
+@pytest.fixture(scope="session")
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four arms, two of them with batch normalization, of an 18-layer network; a run diverged."""
+    return write_report(write_image_study(tmp_path_factory.mktemp("images"), network="elu18", diverged=3).path)
 
 
 @pytest.fixture(scope="session")

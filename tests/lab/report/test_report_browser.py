@@ -95,7 +95,7 @@ def test_dark_scheme_turns_page_and_charts(visit: Open, page_file: Path) -> None
         assert brightness(after) > brightness(before) + 60
 
 
-@pytest.mark.parametrize("name", ["page_file", "rates_file", "hostile_file"])
+@pytest.mark.parametrize("name", ["page_file", "rates_file", "image_file", "hostile_file"])
 @pytest.mark.parametrize("width", [360, 800])
 def test_page_does_not_scroll_sideways(visit: Open, request: pytest.FixtureRequest, name: str, width: int) -> None:
     page = visit(request.getfixturevalue(name), width=width)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from zeromean.lab.report import charts
-from zeromean.lab.report.curves import band, losses, of_layer, over_layers, scalar, thinned
+from zeromean.lab.report.curves import band, layers, losses, of_layer, over_layers, profile, scalar, thinned
 from zeromean.lab.store import Study
 from zeromean.lab.summary import Arm, load
 
@@ -78,3 +78,13 @@ def test_no_dot_hides_another(errors: list[float]) -> None:
     assert all(-0.5 < lift <= 0.26 for _, lift in places)
     near = [lift for error, lift in places if abs(error - 2.0) < 0.01]
     assert len(set(near)) == len(near)
+
+
+def test_a_profile_is_the_last_epoch_of_every_layer(arm: Arm) -> None:
+    points = profile(arm, "mean_activation")
+    assert [point.epoch for point in points] == list(range(1, layers(arm) + 1)) == list(range(1, 9))
+    for place, point in enumerate(points):
+        values = [run.metrics[-1]["mean_activation"][place] for run in arm.runs if run.seed != 2]
+        assert point.mean == pytest.approx(sum(values) / 5)
+        assert (point.low, point.high) == (min(values), max(values))
+    assert profile(replace(arm, runs=()), "mean_activation") == []

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.lab.image_study import write_image_study
 
 from zeromean.lab.report import build, write_report
 from zeromean.lab.report.charts import Curve, can_log, scale_of
@@ -215,3 +216,49 @@ def test_scale_holds_every_band_and_zero() -> None:
 def test_arms_differ_without_colour_and_beyond_the_colours() -> None:
     assert len({tuple(dash(arm)) for arm in range(COLOURS)}) == COLOURS
     assert len({(colour(arm), *dash(arm)) for arm in range(3 * COLOURS)}) == 3 * COLOURS
+
+
+def test_methods_of_an_image_study(image_file: Path) -> None:
+    text = " ".join(" ".join(Tags(image_file.read_text()).texts).split())
+    for fact in (
+        "ELU, ReLU, ELU + BatchNorm and ReLU + BatchNorm in the convolutional network elu18, trained on cifar100",
+        "100 images, contrast-normalized and ZCA-whitened, cropped at random out of 4 pixels of padding, mirrored",
+        "for 175,000 steps (12 epochs) of stochastic gradient descent with momentum 0.9 in batches of 100.",
+        "Learning rate 0.01, then 0.001 from step 35,000, then 0.0001 from step 135,000.",
+        "85,000 steps with dropout 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0, 0 behind the stacks; 50,000 steps with",
+        "L2 weight decay 0.0005.",
+        "A unit of a convolution is a channel",
+        "18 s a run, 40,000 images/s on average",
+        "step 7, output of stacks.2.convolution",
+        "none: the recipe fixes the learning rates",
+    ):
+        assert fact in text
+    assert "Labels smoothed" not in text
+
+
+def test_a_deep_network_has_a_profile_and_few_panels(image_file: Path) -> None:
+    text = image_file.read_text()
+    assert "Mean activation at the last epoch" in text
+    assert "for 8 of the 18 layers:" in text
+    captions = re.findall(r"<figcaption>Layer (\d+)\s", text)
+    assert captions == ["1", "3", "6", "8", "11", "13", "16", "18"]
+    assert ">layer 18</th>" in text
+    assert "First to last layer: ELU 0.003 to 0.513;" in text
+
+
+def test_normalized_arms_have_colours_of_their_own(image_file: Path) -> None:
+    labels = re.findall(r'aria-label="([^,"]+), seed \d+: [^>]*?fill="([^"]*)"', image_file.read_text())
+    assert dict(labels) == {
+        "ELU": colour(0),
+        "ReLU": colour(1),
+        "ELU + BatchNorm": colour(2),
+        "ReLU + BatchNorm": colour(3),
+    }
+
+
+def test_an_image_study_that_has_not_begun(tmp_path: Path) -> None:
+    study = write_image_study(tmp_path, seeds=1)
+    for file in study.path.glob("*/*/*"):
+        file.unlink()
+    text = " ".join(Tags(write_report(study.path).read_text()).texts)
+    assert "No verdict yet: 4 of 4 runs are not done." in " ".join(text.split())

@@ -1,5 +1,7 @@
-"""Data sets, checked byte for byte before use: digits (no download), MNIST, Fashion-MNIST."""
+"""Data sets, checked byte for byte before use: digits (no download), MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100."""
 
+from zeromean.lab.data.augment import Batches as Batches
+from zeromean.lab.data.augment import whole_batches as whole_batches
 from zeromean.lab.data.catalog import Description as Description
 from zeromean.lab.data.catalog import available as available
 from zeromean.lab.data.catalog import describe as describe
@@ -8,3 +10,5 @@ from zeromean.lab.data.dataset import Dataset as Dataset
 from zeromean.lab.data.dataset import as_vectors as as_vectors
 from zeromean.lab.data.dataset import split_validation as split_validation
 from zeromean.lab.data.folder import data_root as data_root
+from zeromean.lab.data.whiten import Images as Images
+from zeromean.lab.data.whiten import prepare as prepare

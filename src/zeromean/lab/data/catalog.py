@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from zeromean.lab.data import digits, mnist
+from zeromean.lab.data import cifar, digits, mnist
+from zeromean.lab.data.cifar import CifarDataset
 from zeromean.lab.data.dataset import Dataset
 from zeromean.lab.data.folder import data_root
 from zeromean.lab.data.idx import IdxFile, locate, read_idx
@@ -14,6 +15,7 @@ from zeromean.spelling import nearest
 
 State = Literal["present", "absent", "damaged"]
 _IDX = {published.name: published for published in (mnist.MNIST, mnist.FASHION_MNIST)}
+_CIFAR = {published.name: published for published in (cifar.CIFAR10, cifar.CIFAR100)}
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,17 @@ class Description:
 
 def available() -> tuple[str, ...]:
     """Return the names that `load` knows, the default first."""
-    return (digits.NAME, *_IDX)
+    return (digits.NAME, *_IDX, *_CIFAR)
 
 
 def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
     """Return a data set whose every byte was checked against a pinned SHA-256 sum, downloading it if absent.
 
-    Files are looked for in ``<root>/MNIST/raw`` and ``<root>/FashionMNIST/raw``, plain or ``.gz``.
+    Files are looked for in ``<root>/MNIST/raw`` and ``<root>/FashionMNIST/raw``, plain or ``.gz``, and in
+    ``<root>/cifar-10-batches-bin`` and ``<root>/cifar-100-binary``, their rows in any order.
 
     Args:
-        name: ``digits``, ``mnist`` or ``fashion-mnist``.
+        name: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10`` or ``cifar100``.
         root: The folder of all data sets; see `data_root` for the default.
 
     Raises:
@@ -62,6 +65,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
         return digits.load_digits()
     if name in _IDX:
         return mnist.load_idx(_IDX[name], data_root(root))
+    if name in _CIFAR:
+        return cifar.load_cifar(_CIFAR[name], data_root(root))
     raise ValueError(f"unknown data set {name!r}: {nearest(name, available())}")
 
 
@@ -71,7 +76,11 @@ def describe(root: str | os.PathLike[str] | None = None) -> list[Description]:
     Args:
         root: The folder of all data sets; see `data_root` for the default.
     """
-    return [_describe_digits(), *(_describe_idx(published, data_root(root)) for published in _IDX.values())]
+    return [
+        _describe_digits(),
+        *(_describe_idx(published, data_root(root)) for published in _IDX.values()),
+        *(_describe_cifar(published, data_root(root)) for published in _CIFAR.values()),
+    ]
 
 
 def _describe_digits() -> Description:
@@ -111,3 +120,32 @@ def _check_idx(published: IdxDataset, found: dict[IdxFile, Path]) -> tuple[State
     if len(found) < len(published.files):
         return "absent", f"{len(found)} of {len(published.files)} files; the rest is downloaded at first use"
     return "present", f"checksums ok ({len(found)})"
+
+
+def _describe_cifar(published: CifarDataset, root: Path) -> Description:
+    folder = root / published.folder
+    state, detail = _check_cifar(published, root)
+    return Description(
+        name=published.name,
+        train_count=published.train.count,
+        test_count=published.test.count,
+        image_shape=cifar.SHAPE,
+        state=state,
+        where=str(folder),
+        size=sum((folder / file).stat().st_size for file in published.sizes if (folder / file).is_file()),
+        detail=detail,
+    )
+
+
+def _check_cifar(published: CifarDataset, root: Path) -> tuple[State, str]:
+    absent = cifar.absent_files(published, root)
+    splits = [split for split in (published.train, published.test) if not set(split.files) & set(absent)]
+    try:
+        for split in splits:
+            cifar.read_split(published, split, root)
+    except (OSError, ValueError) as error:
+        return "damaged", str(error)
+    if absent:
+        held = len(published.sizes) - len(absent)
+        return "absent", f"{held} of {len(published.sizes)} files; the archive is downloaded at first use"
+    return "present", f"checksums ok ({len(splits)})"

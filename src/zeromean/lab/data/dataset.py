@@ -13,13 +13,14 @@ class Dataset:
 
     Attributes:
         name: The name given to `load`.
-        train_images: Pixels as stored, uint8 in ``[0, pixel_max]``, shape ``[N, 1, H, W]``, in the official order.
+        train_images: Pixels as stored, uint8 in ``[0, pixel_max]``, shape ``[N, C, H, W]``, in the official order;
+            for CIFAR in the order of the rows' sums, since copies differ in theirs.
         train_labels: Class indices, int64, shape ``[N]``.
         test_images: As ``train_images``; read it once per finished run.
         test_labels: As ``train_labels``.
         pixel_max: The value of a full pixel: 255, or 16 for digits.
         classes: The name of each class, by index.
-        checksums: SHA-256 sums of the uncompressed files by name, in hexadecimal.
+        checksums: SHA-256 sums in hexadecimal, of the uncompressed files by name, or of each split (see `cifar`).
         source: Who published it, and which choices are ours.
     """
 
@@ -41,7 +42,7 @@ def as_vectors(dataset: Dataset) -> tuple[Tensor, Tensor]:
         dataset: A loaded data set.
 
     Returns:
-        Two tensors of shape ``[N, H * W]``, on the device of the images.
+        Two tensors of shape ``[N, C * H * W]``, on the device of the images.
     """
     train, test = (
         images.flatten(1).float().div_(dataset.pixel_max) for images in (dataset.train_images, dataset.test_images)

@@ -168,7 +168,7 @@ def _colours(looks: Looks) -> alt.Color:
     return alt.Color("look:O", legend=None, scale=alt.Scale(domain=used, range=[drawing.colour(look) for look in used]))
 
 
-def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "any") -> Markup:
+def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "any", against: str = "epoch") -> Markup:
     """Means as lines and lowest to highest as bands over the epochs; a cross on the axis where a run diverged."""
     rows = [
         {"look": curve.look, "e": point.epoch, "m": point.mean, "l": point.low, "h": point.high}
@@ -180,7 +180,7 @@ def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "
     dashes = alt.Scale(domain=used, range=[list(drawing.dash(look)) for look in used])
     x = alt.X(
         "e:Q",
-        title="epoch",
+        title=against,
         scale=alt.Scale(nice=False, zero=False),
         axis=alt.Axis(tickCount=6 if width == "any" else 3, grid=False, format="d"),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -15,7 +15,7 @@ Quantity = Callable[[Epoch], float | None]
 
 @dataclass(frozen=True)
 class Point:
-    """One epoch of an arm: mean over its runs, and the lowest and highest of them."""
+    """One epoch of an arm, or one layer of its networks: mean over its runs, and the lowest and highest of them."""
 
     epoch: int
     mean: float
@@ -60,6 +60,17 @@ def thinned(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return sorted({round(position) for position in np.linspace(0, count - 1, most).tolist()})
+
+
+def layers(arm: Arm) -> int:
+    """Layers whose mean activation was tracked; 0 where no run has begun."""
+    return max((len(row["mean_activation"]) for run in arm.runs for row in run.metrics[:1]), default=0)
+
+
+def profile(arm: Arm, name: str) -> list[Point]:
+    """The last epoch's number of every layer, input to output, over the runs that ended well; places for epochs."""
+    ends = [band(arm, of_layer(name, layer), most=2)[-1:] for layer in range(layers(arm))]
+    return [replace(point, epoch=place) for place, points in enumerate(ends, 1) for point in points]
 
 
 def losses(arm: Arm) -> Sequence[int]:

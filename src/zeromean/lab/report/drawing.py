@@ -92,6 +92,6 @@ def _short(attribute: str) -> str:
 
 
 def looks(arms: Sequence[Arm]) -> dict[str, int]:
-    """Arm name to the number of its colour: one an activation, in the order of the plan."""
-    activations = list(dict.fromkeys(arm.activation for arm in arms))
-    return {arm.name: activations.index(arm.activation) for arm in arms}
+    """Arm name to the number of its colour: one an activation and its normalization, in the order of the plan."""
+    kinds = list(dict.fromkeys((arm.activation, arm.norm) for arm in arms))
+    return {arm.name: kinds.index((arm.activation, arm.norm)) for arm in arms}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 
 from zeromean.lab import summary as summaries
-from zeromean.lab.report import drawing, sections
+from zeromean.lab.report import drawing, methods, sections
+from zeromean.lab.schedule import duration
 from zeromean.lab.store import Study
 from zeromean.lab.summary import Summary
 
@@ -64,7 +65,7 @@ def _content(summary: Summary) -> dict[str, Any]:
         "summary": summary,
         "plan": summary.plan,
         "recipe": summary.plan["recipe"],
-        "intro": _intro(summary),
+        "intro": methods.paragraph(summary, [entry["label"] for entry in _key(summary)]),
         "key": _key(summary),
         "verdicts": _verdicts(summary),
         "seeds": [sections.seeds(summary, group) for group in grouped],
@@ -99,45 +100,6 @@ def _verdicts(summary: Summary) -> list[dict[str, Any]]:
     return [{"verdict": one.verdict, "look": looks[one.arm], "sentence": one.sentence} for one in summary.comparisons]
 
 
-def _intro(summary: Summary) -> str:
-    plan, recipe = summary.plan, summary.plan["recipe"]
-    labels = [entry["label"] for entry in _key(summary)]
-    error = (
-        "The error is the mean squared error of a pixel of the test images, times 1000"
-        if recipe["task"] == "reconstruction"
-        else "The error is the percentage of test samples that the network gets wrong"
-    )
-    return (
-        f"{_listed(labels)} in a network with {_network(recipe['hidden'])}, trained on {plan['data']['name']} "
-        f"({plan['data']['train']} samples) for {recipe['epochs']} epochs of plain stochastic gradient descent in "
-        f"batches of {recipe['batch_size']}, {_rates(summary)}. {_seeds(len(plan['seeds']))} "
-        f"{error}, read once, after the last epoch, on {plan['data']['test']} samples."
-    )
-
-
-def _seeds(count: int) -> str:
-    if count == 1:
-        return "Every arm ran with one seed."
-    return f"Every arm ran with the same {count} seeds, which fix its initial weights and the order of the samples."
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _network(hidden: Sequence[int]) -> str:
-    if len(set(hidden)) == 1:
-        return f"{len(hidden)} hidden layers of {hidden[0]} units"
-    return f"hidden layers of {', '.join(map(str, hidden))} units"
-
-
-def _rates(summary: Summary) -> str:
-    if summary.plan["tune"]:
-        return "each arm at the learning rate that did best on validation data"
-    rates = [f"{rate:g}" for rate in dict.fromkeys(arm.learning_rate or 0 for arm in summary.arms)]
-    return f"learning rate {rates[0]}" if len(rates) == 1 else f"at each of the learning rates {_listed(rates)}"
-
-
 def _facts(summary: Summary) -> list[tuple[str, str]]:
     """Where the numbers come from."""
     plan, recipe, device, data = (summary.plan, *(summary.plan[part] for part in ("recipe", "device", "data")))
@@ -147,9 +109,9 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("Design", summaries.detectable(summary)),
         ("Tuning", _tuning_budget(summary)),
         ("Planned", plan["created"]),
-        ("Training time", f"{_duration(_seconds(summary))} for the final runs; {_estimate(summary)}"),
+        ("Training time", _time(summary)),
         ("Versions", ", ".join(f"{name} {version}" for name, version in plan["versions"].items())),
-        ("Device", f"{device['name']} ({device['kind']}, {device['threads']} threads), {device['platform']}"),
+        ("Device", _machine(device)),
         ("Code", summaries.commit(plan)),
         ("Data", f"{data['name']}: {samples}; {data['source']}"),
         *((f"SHA-256 of {name}", checksum) for name, checksum in data["checksums"].items()),
@@ -159,7 +121,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
 def _tuning_budget(summary: Summary) -> str:
     recipe, each = summary.plan["recipe"], summary.plan["budget"]["tuning_runs_per_arm"]
     if not summary.plan["tune"]:
-        return "none: the recipe fixes the learning rate"
+        return f"none: the recipe fixes the learning rate{'s' if 'phases' in recipe else ''}"
     grid = ", ".join(f"{rate:g}" for rate in recipe["tuning_grid"])
     return (
         f"{each} runs per arm, the same for all: learning rates {grid} with {recipe['tuning_seeds']} seeds each, "
@@ -167,15 +129,13 @@ def _tuning_budget(summary: Summary) -> str:
     )
 
 
-def _seconds(summary: Summary) -> float:
-    return sum(run.result.get("seconds") or 0 for arm in summary.arms for run in arm.runs)
+def _machine(device: Mapping[str, Any]) -> str:
+    processes = f", {device['processes']} processes" if device["processes"] > 1 else ""
+    return f"{device['name']} ({device['kind']}, {device['threads']} threads{processes}), {device['platform']}"
 
 
-def _estimate(summary: Summary) -> str:
-    return f"estimated before, with tuning if any: {_duration(summary.plan['budget']['seconds_estimate'])}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _time(summary: Summary) -> str:
+    spent = sum(run.result.get("seconds") or 0 for arm in summary.arms for run in arm.runs)
+    estimate = summary.plan["budget"]["seconds_estimate"]
+    before = "" if estimate is None else f"; estimated before, with tuning if any: {duration(estimate)}"
+    return f"{duration(spent)} for the final runs{f' ({summary.speed})' if summary.speed else ''}{before}"

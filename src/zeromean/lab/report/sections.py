@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from markupsafe import Markup
 
 from zeromean.lab.report import charts, curves, drawing
 from zeromean.lab.report.charts import Curve
 from zeromean.lab.report.curves import Point, Quantity
-from zeromean.lab.summary import Arm, Summary, arm_table, comparison_table, number
+from zeromean.lab.schedule import setting
+from zeromean.lab.summary import Arm, FinalRun, Summary, arm_table, comparison_table, number
 
 FULL, SMALL = 150, 60
 """Epochs drawn in a panel, and in one of the many small ones."""
+WATCHED = {"Mean activation": "mean_activation", "Spread over the units": "mean_activation_spread"}
+PANELS = 8
+"""Layers that get a small panel of their own; of more, these many are chosen, and all are drawn in a profile."""
 
 
 @dataclass(frozen=True)
@@ -108,44 +111,75 @@ def learning(summary: Summary, group: Group) -> list[Figure]:
 
 def activations(summary: Summary, group: Group) -> list[Figure]:
     """Mean activation and its spread over the units, each the median over the layers."""
-    wanted = {"Mean activation": "mean_activation", "Spread over the units": "mean_activation_spread"}
     found = [
         (_titled(title, group), _curves(summary, group, curves.over_layers(name), FULL))
-        for title, name in wanted.items()
+        for title, name in WATCHED.items()
     ]
     return [_panel(title, drawn, zero_line=True) for title, drawn in found if _any(drawn)]
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Mean activation layer by layer: small panels on one scale, and their last epoch as a table."""
+    """Mean activation layer by layer: small panels on one scale, and the last epoch as a table.
+
+    Attributes:
+        title: of the group; may be empty.
+        profiles: of a network with many layers, the last epoch against the layer.
+        panels: a layer each, over the epochs.
+        numbers: every layer's.
+        left_out: how many layers have no panel.
+    """
 
     title: str
+    profiles: Sequence[Figure]
     panels: Sequence[Figure]
     numbers: Table
+    left_out: int
 
 
 def layers(summary: Summary, group: Group) -> Layers | None:
-    """Mean activation, a small panel a hidden layer; None where there is but one layer or no curve."""
-    widths = summary.plan["recipe"]["hidden"]
-    drawn = [_curves(summary, group, curves.of_layer("mean_activation", layer), SMALL) for layer in range(len(widths))]
-    if len(drawn) < 2 or not all(map(_any, drawn)):
+    """Mean activation layer by layer; None where there is but one layer or no curve."""
+    count = max(curves.layers(arm) for arm in group.arms)
+    shown = curves.thinned(count, PANELS)
+    drawn = {place: _curves(summary, group, curves.of_layer("mean_activation", place), SMALL) for place in shown}
+    if count < 2 or not all(map(_any, drawn.values())):
         return None
-    scale = charts.scale_of([curve for layer in drawn for curve in layer], zero_line=True)
-    titles = [f"Layer {place} ({width} units)" for place, width in enumerate(widths, 1)]
+    scale = charts.scale_of([curve for layer in drawn.values() for curve in layer], zero_line=True)
+    titles = {place: f"Layer {place + 1}{_units(summary, place)}" for place in shown}
     panels = [
-        Figure(title, {"linear": [charts.panel(layer, label=_panel_label(title, layer), scale=scale, width="small")]})
-        for title, layer in zip(titles, drawn, strict=True)
+        Figure(
+            titles[place],
+            {"linear": [charts.panel(layer, label=_panel_label(titles[place], layer), scale=scale, width="small")]},
+        )
+        for place, layer in drawn.items()
     ]
-    head = ("arm", *(f"layer {place}" for place in range(1, len(drawn) + 1)))
-    rows = [
-        (arm[0].label, *(_point_text(curve.points[-1]) if curve.points else "" for curve in arm))
-        for arm in zip(*drawn, strict=True)
-        if _any(arm)
-    ]
-    return Layers(
-        group.title, panels, Table("Mean activation at the last epoch: mean (lowest to highest over seeds)", head, rows)
+    profiles = [_profile(summary, group, title, name) for title, name in WATCHED.items() if count > PANELS]
+    return Layers(group.title, profiles, panels, _layer_table(group, count), count - len(shown))
+
+
+def _units(summary: Summary, layer: int) -> str:
+    hidden = summary.plan["recipe"].get("hidden")
+    return f" ({hidden[layer]} units)" if hidden else ""
+
+
+def _profile(summary: Summary, group: Group, title: str, name: str) -> Figure:
+    looks = drawing.looks(summary.arms)
+    drawn = [Curve(arm.label, looks[arm.name], curves.profile(arm, name), []) for arm in group.arms]
+    scale = charts.scale_of(drawn, zero_line=True)
+    ends = "; ".join(
+        f"{curve.label} {curve.points[0].mean:.3g} to {curve.points[-1].mean:.3g}" for curve in drawn if curve.points
     )
+    label = f"{title} of every layer at the last epoch, mean and range over seeds. First to last layer: {ends}."
+    return Figure(
+        f"{title} at the last epoch", {"linear": [charts.panel(drawn, label=label, scale=scale, against="layer")]}
+    )
+
+
+def _layer_table(group: Group, count: int) -> Table:
+    profiles = {arm.label: curves.profile(arm, "mean_activation") for arm in group.arms}
+    rows = [(label, *map(_point_text, points)) for label, points in profiles.items() if len(points) == count]
+    head = ("arm", *(f"layer {place}" for place in range(1, count + 1)))
+    return Table("Mean activation at the last epoch: mean (lowest to highest over seeds)", head, rows)
 
 
 def _any(drawn: Sequence[Curve]) -> bool:
@@ -249,6 +283,7 @@ def runs(summary: Summary) -> Table:
         f"training error ({summary.unit})",
         "training loss",
         "|mean activation|",
+        *(("training time", "images/s") if summary.speed else ()),
     )
     rows = [
         (
@@ -259,11 +294,18 @@ def runs(summary: Summary) -> Table:
             number(_known(run.result.get("train_error")), summary.decimals),
             _significant(run.result.get("train_loss")),
             _significant(run.result.get("median_mean_activation")),
+            *(_pace(run) if summary.speed else ()),
         )
         for arm in summary.arms
         for run in arm.runs
     ]
     return Table("Every run", head, rows)
+
+
+def _pace(run: FinalRun) -> tuple[str, str]:
+    if "images_per_second" not in run.result:
+        return "", ""
+    return f"{run.result['seconds']:,.0f} s", f"{run.result['images_per_second']:,.0f}"
 
 
 def _known(value: float | None) -> float:
@@ -277,19 +319,23 @@ def _significant(value: float | None) -> str:
 def lost(summary: Summary) -> Table | None:
     """Runs that diverged or failed; None where all ended well."""
     rows = [
-        (arm.label, str(run.seed), run.status, str(run.result.get("diverged_at") or ""))
+        (arm.label, str(run.seed), run.status, str(run.result.get("diverged_at") or ""), _where(run))
         for arm in summary.arms
         for run in arm.runs
         if run.status in ("diverged", "failed")
     ]
-    return Table("Runs that diverged or failed", ("arm", "seed", "status", "epoch"), rows) if rows else None
+    wide = any(row[-1] for row in rows)
+    head = ("arm", "seed", "status", "epoch", *(("where",) if wide else ()))
+    return Table("Runs that diverged or failed", head, [row[: len(head)] for row in rows]) if rows else None
+
+
+def _where(run: FinalRun) -> str:
+    """The step and the layer in which a run on images diverged."""
+    found = run.result.get("diverged")
+    return f"step {found['step']:,}, {found['layer']}" if found else ""
 
 
 def settings(summary: Summary) -> Table:
     """Every field of the recipe."""
-    rows = [(name, _setting(value)) for name, value in summary.plan["recipe"].items()]
+    rows = [(name, setting(name, value)) for name, value in summary.plan["recipe"].items()]
     return Table("Every setting of the recipe", ("setting", "value"), rows, left=2)
-
-
-def _setting(value: Any) -> str:
-    return ", ".join(f"{item}" for item in value) if isinstance(value, list) else f"{value}"

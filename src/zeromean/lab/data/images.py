@@ -1,0 +1,253 @@
+"""Images in folders, such as ImageNet's, read by worker processes: ``train/<class>/*.jpeg`` and ``val/<class>/*``.
+
+Tiny ImageNet is recognised by its ``val/val_annotations.txt``: its validation images lie together in ``val/images``,
+their classes in that file, and its training images in ``train/<class>/images``.
+
+The central square of every image is resized to ``resize`` by ``resize`` pixels (bilinear, antialiased). Training takes
+a random ``crop`` by ``crop`` part of it, half of them mirrored, evaluation the central one. Clevert et al. 2016,
+section 4.3, say no more than "re-sized to 256x256 pixels" and "per-pixel mean subtracted"; a square cut out rather than
+squeezed, and the filter, are our choices. All draws are made before a worker sees them, as functions of seed, epoch and
+position alone, so batches do not depend on the number of workers.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from zeromean.lab.data.augment import draw_crops, part_of_batch
+from zeromean.lab.order import sample_order
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """The files of a split, sorted by class and name, and the class index of each."""
+
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The names of the classes by index, sorted, and the training and validation images."""
+
+    classes: tuple[str, ...]
+    train: ImageSplit
+    val: ImageSplit
+
+
+class ImageBatch(NamedTuple):
+    """A batch on the CPU.
+
+    Attributes:
+        images: uint8 ``[B, 3, crop, crop]``, channels_last.
+        labels: int64 ``[B]``.
+        crops: Upper edge, left edge and whether flipped (0 or 1), int64 ``[B, 3]``, for `subtract_mean`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    crops: Tensor
+
+
+def read_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
+    """List the images of ``<root>/train`` and ``<root>/val``; what does not end in one of ``SUFFIXES`` is no image.
+
+    Args:
+        root: The folder of the data set.
+
+    Raises:
+        ValueError: If a folder is absent, a class has no image, or training and validation have other classes.
+    """
+    folder = Path(root).expanduser()
+    train, val = _by_class(folder / "train"), _validation(folder / "val")
+    if differing := sorted(train.keys() ^ val.keys()):
+        listed = ", ".join(f"{name} (only in {'train' if name in train else 'val'})" for name in differing[:5])
+        raise ValueError(
+            f"train and val of {folder} must have the same classes, got {len(differing)} in one alone: {listed}. "
+            "Every class needs its folder in both"
+        )
+    return ImageFolder(tuple(train), _split(train), _split(val))
+
+
+def _split(by_class: dict[str, list[Path]]) -> ImageSplit:
+    files = tuple(file for files in by_class.values() for file in files)
+    return ImageSplit(files, tuple(index for index, files in enumerate(by_class.values()) for _ in files))
+
+
+def _validation(folder: Path) -> dict[str, list[Path]]:
+    images, annotations = folder / "images", folder / "val_annotations.txt"
+    return _annotated(images, annotations) if images.is_dir() and annotations.is_file() else _by_class(folder)
+
+
+def _by_class(folder: Path) -> dict[str, list[Path]]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not names:
+        raise ValueError(f"{folder} must hold a folder of images for each class, got none: see its data set's layout")
+    by_class = {name: _images_in(folder / name) for name in names}
+    if empty := [name for name, files in by_class.items() if not files]:
+        raise ValueError(
+            f"every class of {folder} must have an image ending in {', '.join(SUFFIXES)}, got none in "
+            f"{', '.join(empty[:5])} ({len(empty)} of {len(names)} classes): add images or delete the folder"
+        )
+    return by_class
+
+
+def _images_in(folder: Path) -> list[Path]:
+    inner = folder / "images"
+    files = (inner if inner.is_dir() else folder).iterdir()
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+
+
+def _annotated(folder: Path, annotations: Path) -> dict[str, list[Path]]:
+    rows = [line.split("\t") for line in annotations.read_text().splitlines()]
+    if short := [row[0] for row in rows if len(row) < 2]:
+        raise ValueError(f"each line of {annotations} must be a file name, a tab and a class, got {short[0]!r}")
+    classes = {row[0]: row[1] for row in rows}
+    files = {file.name: file for file in _images_in(folder)}
+    if differing := sorted(files.keys() ^ classes.keys()):
+        raise ValueError(
+            f"{annotations} must name every image of {folder} and no other, got {len(differing)} in one of them alone, "
+            f"such as {differing[0]}: unpack the data set again"
+        )
+    by_class: dict[str, list[Path]] = {name: [] for name in sorted(set(classes.values()))}
+    for name in sorted(files):
+        by_class[classes[name]].append(files[name])
+    return by_class
+
+
+def training_batches(
+    split: ImageSplit,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    workers: int,
+    resize: int = 256,
+    crop: int = 224,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[ImageBatch]:
+    """Yield the batches of an epoch: shuffled, randomly cropped and flipped; a last part of a batch is left out.
+
+    Args:
+        split: The training images.
+        batch_size: Samples of a step, those of all processes together.
+        seed: Fixes, with the epoch, order, crops and flips; below 2^16.
+        epoch: Every epoch has its own.
+        workers: Processes that read; 0 reads in this one. The batches are the same.
+        resize: Side of the square that an image becomes.
+        crop: Side of the part that is taken of it.
+        share: (rank, processes): this process takes the rank-th of so many equal parts of every batch.
+
+    Raises:
+        ValueError: If ``batch_size`` exceeds the images or is no multiple of the processes, ``crop`` exceeds
+            ``resize``, or an image cannot be read.
+    """
+    part = part_of_batch(batch_size, len(split.files), share)
+    kept = len(split.files) // batch_size * batch_size
+    seed_tensor = torch.tensor(seed)
+    order = sample_order(seed_tensor.view(1), epoch, len(split.files))[0, :kept]
+    crops = draw_crops(seed_tensor, epoch, kept, _places(resize, crop))
+    plan = torch.stack([order, *crops], dim=1).view(-1, batch_size, 4)[:, part]
+    return _batches(split, list(plan), resize, crop, workers)
+
+
+def evaluation_batches(
+    split: ImageSplit, batch_size: int, *, workers: int, resize: int = 256, crop: int = 224
+) -> Iterator[ImageBatch]:
+    """Yield all images in their order, their central crop; the last batch may be smaller.
+
+    Arguments and errors are those of `training_batches`.
+    """
+    count, edge = len(split.files), (_places(resize, crop) - 1) // 2
+    plan = torch.stack([torch.arange(count), *torch.tensor([edge, edge, 0]).view(3, 1).expand(3, count)], dim=1)
+    return _batches(split, list(plan.split(batch_size)), resize, crop, workers)
+
+
+def mean_image(split: ImageSplit, *, workers: int, resize: int = 256) -> Tensor:
+    """Return the mean of every pixel over the images, float32 ``[3, resize, resize]``; sums are exact.
+
+    Args:
+        split: The training images.
+        workers: Processes that read.
+        resize: Side of the square that an image becomes.
+
+    Raises:
+        ValueError: If an image cannot be read.
+    """
+    total = torch.zeros(3, resize, resize, dtype=torch.int64)
+    for batch in evaluation_batches(split, 64, workers=workers, resize=resize, crop=resize):
+        total += batch.images.sum(0)
+    return (total.double() / len(split.files)).float()
+
+
+def subtract_mean(batch: ImageBatch, mean: Tensor) -> Tensor:
+    """Return a batch less the part of the mean image under each crop, mirrored where the crop is.
+
+    Args:
+        batch: On any device.
+        mean: float32 ``[3, resize, resize]``, on the same device; see `mean_image`.
+
+    Returns:
+        float32 ``[B, 3, crop, crop]``, channels_last.
+    """
+    top, left, flipped = batch.crops.unsqueeze(2).unbind(1)
+    steps = torch.arange(batch.images.shape[2], device=mean.device)
+    columns = left + torch.where(flipped > 0, steps.flip(0), steps)
+    under_bhwc = mean.permute(1, 2, 0)[(top + steps).unsqueeze(2), columns.unsqueeze(1)]
+    return batch.images - under_bhwc.permute(0, 3, 1, 2)
+
+
+def _places(resize: int, crop: int) -> int:
+    if not 1 <= crop <= resize:
+        raise ValueError(f"crop must lie in [1, {resize}], got {crop}: an image is resized to {resize}")
+    return resize - crop + 1
+
+
+def _batches(split: ImageSplit, plan: list[Tensor], resize: int, crop: int, workers: int) -> Iterator[ImageBatch]:
+    loader = DataLoader(
+        _Crops(split.files, resize, crop),
+        batch_sampler=map(Tensor.tolist, plan),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+    labels = torch.tensor(split.labels)
+    for part, images_bhwc in zip(plan, loader, strict=True):
+        yield ImageBatch(images_bhwc.permute(0, 3, 1, 2), labels[part[:, 0]], part[:, 1:])
+
+
+class _Crops(TorchDataset[Tensor]):
+    """Cuts what it is told to, so that nothing is drawn in a worker."""
+
+    def __init__(self, files: tuple[Path, ...], resize: int, crop: int) -> None:
+        self.files, self.resize, self.crop = files, resize, crop
+
+    def __getitem__(self, place: list[int]) -> Tensor:
+        index, top, left, flipped = place
+        pixels = _square(self.files[index], self.resize)[top : top + self.crop, left : left + self.crop]
+        return torch.from_numpy(np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels))
+
+
+def _square(path: Path, resize: int) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}): restore it or take it out") from error
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.array(image.resize((resize, resize), Image.Resampling.BILINEAR, box=box))

@@ -1,0 +1,106 @@
+"""What a network in training looks like: its error, its units' mean activations, and where it stopped being finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from zeromean.lab.data.augment import whole_batches
+
+_AT_ONCE = 1000
+
+
+def logits_of(network: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The network's output in float32; in bfloat16 convolutions and products run under autocast."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits: Tensor = network(x)
+    return logits.float()
+
+
+@torch.no_grad()
+def judge(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """Mean cross entropy and error in percent of a network in evaluation mode; no error if the loss is not finite."""
+    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    for x, y in whole_batches(images, labels, _AT_ONCE, dtype=dtype):
+        logits = logits_of(network, x, dtype)
+        sums[0] += F.cross_entropy(logits, y, reduction="sum").double()
+        sums[1] += (logits.argmax(1) != y).sum()
+    loss, wrong = (sums / len(labels)).tolist()
+    return loss, 100 * wrong if math.isfinite(loss) else math.nan
+
+
+@torch.no_grad()
+def mean_activations(network: nn.Module, images: Tensor, dtype: torch.dtype) -> tuple[list[float], list[float]]:
+    """Median and interquartile range over a layer's units of each unit's mean activation, for every layer.
+
+    A unit of a convolution is a channel; its mean is over images and positions. The network is in evaluation mode.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, y: Tensor) -> None:
+        mean = y.float().mean([0, *range(2, y.ndim)]) * len(y) / len(images)
+        sums[name] = sums[name] + mean if name in sums else mean
+
+    layers = {name: one for name, one in network.named_modules() if name.rpartition(".")[2].startswith("activation")}
+    with _watching(layers, add):
+        for x in images.split(_AT_ONCE):
+            logits_of(network, x.to(dtype=dtype, memory_format=torch.channels_last), dtype)
+    points = torch.tensor([0.25, 0.5, 0.75], device=images.device)
+    quartiles = torch.stack([torch.quantile(mean, points) for mean in sums.values()])
+    return quartiles[:, 1].tolist(), (quartiles[:, 2] - quartiles[:, 0]).tolist()
+
+
+def blame(network: nn.Module, losses: Callable[[], Iterable[Tensor]]) -> str | None:
+    """Where a step's numbers stop being finite when its losses are taken again; buffers are left as they were.
+
+    Args:
+        network: in training mode.
+        losses: takes the step's loss, or one after the other those of its parts.
+
+    Returns:
+        In the order of the computation the first of: the images, the output of a layer, the gradient of a parameter,
+        the norm of all gradients. None if all are finite.
+    """
+    found: list[str] = []
+
+    def look(what: str, tensor: Tensor) -> None:
+        if not torch.isfinite(tensor).all():
+            found.append(what)
+
+    layers = {name: one for name, one in network.named_modules() if not list(one.children())}
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    inputs = network.register_forward_pre_hook(lambda _, args: look("the images", args[0]))
+    try:
+        with _watching(layers, lambda name, y: look(f"output of {name}", y)):
+            for loss in losses():
+                gradients = torch.autograd.grad(loss, [parameter for _, parameter in named])
+                for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
+                    look(f"gradient of {name}", gradient)
+                look("norm of the gradient", torch.stack(torch._foreach_norm(gradients)).norm())
+    finally:
+        inputs.remove()
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return found[0] if found else None
+
+
+@contextmanager
+def _watching(layers: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within, every output of those layers is shown."""
+
+    def hooked(name: str, layer: nn.Module) -> RemovableHandle:
+        return layer.register_forward_hook(lambda _, __, y: see(name, y))
+
+    hooks = [hooked(name, layer) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,237 @@
+"""Recipes for convolutional networks on images: everything that one experiment fixes, as one frozen value."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from zeromean.lab.recipes.recipe import Initialization, _parse
+from zeromean.spelling import nearest
+
+Network = Literal["elu11", "elu18", "elu15"]
+Norm = Literal["none", "batch"]
+Precision = Literal["bfloat16", "tf32", "float32"]
+Normalization = Literal["gcn-zca", "mean-std"]
+Curve = Literal["stairs", "linear"]
+_FIXED = {"name", "title", "source", "network", "phases", "rates", "expected_sd"}
+_FACTORS = ("length", "rate_factor")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training with its own dropout.
+
+    Attributes:
+        steps: updates in it.
+        dropout: a rate a stack.
+        everywhere: behind every layer of a stack instead of its last one.
+    """
+
+    steps: int
+    dropout: tuple[float, ...]
+    everywhere: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """One experiment on a convolutional network.
+
+    Attributes:
+        name: what the command line calls it.
+        title: one line for tables and reports.
+        source: the part of a paper that it follows, and which parts are our choice.
+        data: a name that :func:`zeromean.lab.data.load` knows.
+        network: a function of :mod:`zeromean.lab.nets`.
+        activations: the arms that ``compare`` trains when none are named; the first is the one under study.
+        baseline: the arm that the others are compared with.
+        phases: of the training, one after the other.
+        batch_size: images a step, those of all processes together.
+        rates: (step, learning rate) pairs, ascending steps from 0.
+        curve: ``stairs`` holds a rate until the next pair, ``linear`` goes to it in a straight line.
+        momentum: of stochastic gradient descent, ``v <- momentum v + g; w <- w - rate v``.
+        nesterov: looks ahead: ``w <- w - rate (g + momentum v)``.
+        weight_decay: L2, added to the gradient; slopes of activations are exempt.
+        normalization: of the images, see :func:`zeromean.lab.data.prepare`.
+        pad: zeros on each side, out of which a crop of the old size is taken.
+        flip: whether images are mirrored at random.
+        label_smoothing: share of the target spread over all classes.
+        clip: largest norm of the whole gradient; 0 does not clip.
+        ema: decay a step of the average of the weights that is evaluated; 0 evaluates the weights.
+        accumulate: parts that a batch is split into, one after the other, for less memory.
+        padding: of 2x2 kernels, see :mod:`zeromean.lab.nets.convolutional`.
+        initialization: ``he`` or ``activation``.
+        precision: of convolutions and matrix products on a GPU; a CPU computes in float32.
+        norms: the kinds of normalization layers that ``compare`` trains when ``--norm`` names none.
+        validation: training images held out of the runs, on which a validation error is drawn; 0 trains on all.
+        probe_samples: size of the fixed training subset on which error and mean activations are tracked.
+        seeds: runs per arm when the command line names no number.
+        expected_sd: standard deviation of the test error between seeds, in percent.
+    """
+
+    name: str
+    title: str
+    source: str
+    data: str
+    network: Network
+    activations: tuple[str, ...]
+    baseline: str
+    phases: tuple[Phase, ...]
+    batch_size: int
+    rates: tuple[tuple[int, float], ...]
+    expected_sd: float
+    curve: Curve = "stairs"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    normalization: Normalization = "gcn-zca"
+    pad: int = 4
+    flip: bool = True
+    label_smoothing: float = 0.0
+    clip: float = 0.0
+    ema: float = 0.0
+    accumulate: int = 1
+    padding: Literal["alternate", "one", "ceil", "one_ceil"] = "alternate"
+    initialization: Initialization = "he"
+    precision: Precision = "bfloat16"
+    norms: tuple[Norm, ...] = ("none",)
+    validation: int = 0
+    probe_samples: int = 1000
+    seeds: int = 5
+
+    def __post_init__(self) -> None:
+        """Check what no run could survive."""
+        for field in ("batch_size", "accumulate", "probe_samples", "seeds"):
+            _check(getattr(self, field) >= 1, self, field, "at least 1")
+        for field in ("pad", "validation", "clip", "weight_decay"):
+            _check(getattr(self, field) >= 0, self, field, "0 or more")
+        for field in ("momentum", "ema", "label_smoothing"):
+            _check(0 <= getattr(self, field) < 1, self, field, "in [0, 1)")
+        for field, allowed in _choices().items():
+            value = getattr(self, field)
+            wanted = f"one of {', '.join(allowed)}"
+            _check(all(one in allowed for one in (value if isinstance(value, tuple) else [value])), self, field, wanted)
+        steps = [step for step, _ in self.rates]
+        _check(steps[:1] == [0] and steps == sorted(set(steps)), self, "rates", "pairs of ascending steps from 0")
+        _check(all(0 <= rate < math.inf for _, rate in self.rates), self, "rates", "finite and 0 or more")
+        _check(
+            bool(self.phases) and all(phase.steps >= 1 for phase in self.phases), self, "phases", "of a step or more"
+        )
+        _check(bool(self.activations) and bool(self.norms), self, "activations", "at least one, as are the norms")
+        _check(self.batch_size % self.accumulate == 0, self, "accumulate", f"a divisor of {self.batch_size}")
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole training."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The highest rate, which names the recipe's schedule in tables."""
+        return (max(rate for _, rate in self.rates),)
+
+    @property
+    def together(self) -> int:
+        """Runs that share a GPU where the command line names no number; a small network alone leaves it idle."""
+        return 4 if self.network == "elu11" else 1
+
+    @property
+    def task(self) -> Literal["classification"]:
+        """What is learned."""
+        return "classification"
+
+    @property
+    def error_unit(self) -> str:
+        """The unit of every error, as tables print it."""
+        return "%"
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        position = max(index for index, (first, _) in enumerate(self.rates) if first <= step)
+        first, rate = self.rates[position]
+        if self.curve == "stairs" or position + 1 == len(self.rates):
+            return rate
+        last, goal = self.rates[position + 1]
+        return rate + (goal - rate) * (step - first) / (last - first)
+
+    def phase(self, step: int) -> Phase:
+        """The phase that a step belongs to, counted from 0."""
+        for phase in self.phases:
+            step -= phase.steps
+            if step < 0:
+                return phase
+        return self.phases[-1]
+
+    def shortened(self, factor: float) -> ImageRecipe:
+        """The same training in so many times its steps, at least one a phase; rates keep their place in it.
+
+        Raises:
+            ValueError: the factor is not positive.
+        """
+        if not 0 < factor < math.inf:
+            raise ValueError(f"length must be a positive number, got {factor:g}: 0.1 trains a tenth of the steps")
+        phases = tuple(replace(phase, steps=max(1, round(phase.steps * factor))) for phase in self.phases)
+        rates = {round(step * factor): rate for step, rate in self.rates}
+        return replace(self, phases=phases, rates=tuple(sorted(rates.items())))
+
+
+def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
+    """The recipe with fields changed by ``field=value`` texts, as the command line gives them.
+
+    Besides its own fields, ``length=0.01`` trains a hundredth of the steps (see :meth:`ImageRecipe.shortened`), and
+    ``rate_factor=2`` doubles every learning rate.
+
+    Args:
+        recipe: what to start from.
+        assignments: such as ``batch_size=50``, ``flip=false``; lists are separated by commas.
+
+    Raises:
+        ValueError: an unknown field (names the nearest), a text without ``=``, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(ImageRecipe) | dict.fromkeys(_FACTORS, float)
+    changes: dict[str, Any] = {}
+    for text in assignments:
+        field, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"an override must read field=value, got {text!r}: for example length=0.01")
+        if field not in hints.keys() - _FIXED:
+            known = nearest(field, sorted(hints.keys() - _FIXED))
+            raise ValueError(f"recipe {recipe.name!r} has no field {field!r} to override: {known}")
+        changes[field] = _truth(field, value) if hints[field] is bool else _parse(field, value, hints[field])
+    changes = {field: value for field, value in changes.items() if value != getattr(recipe, field, 1.0)}
+    if not changes:
+        return recipe
+    told = ", ".join(sorted(f"{field}={_told(value)}" for field, value in changes.items()))
+    length, factor = (changes.pop(field, 1.0) for field in _FACTORS)
+    if not 0 < factor < math.inf:
+        raise ValueError(f"rate_factor must be a positive number, got {factor:g}: 2 doubles every learning rate")
+    shortened = recipe.shortened(length)
+    rates = tuple((step, rate * factor) for step, rate in shortened.rates)
+    return replace(shortened, **changes, rates=rates, title=f"{recipe.title} ({told})")
+
+
+def _truth(field: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{field} must be true or false, got {text!r}: for example {field}=false")
+    return text == "true"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _choices() -> dict[str, Sequence[str]]:
+    hints = typing.get_type_hints(ImageRecipe)
+    named = ("network", "normalization", "curve", "padding", "initialization", "precision")
+    return {name: typing.get_args(hints[name]) for name in named} | {"norms": typing.get_args(Norm)}
+
+
+def _check(holds: bool, recipe: ImageRecipe, field: str, rule: str) -> None:
+    if not holds:
+        raise ValueError(
+            f"{field} must be {rule}, got {getattr(recipe, field)}: change it in the recipe {recipe.name!r}"
+        )

@@ -1,0 +1,59 @@
+"""A training step on CUDA, recorded as one graph and replayed, and the precision that its arithmetic has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from zeromean.lab.recipes.images import Precision
+from zeromean.lab.update import Update
+
+_WARM_UP = 3
+# A compiled step for every activation, norm and dropout of a study, shared by its seeds.
+_VARIANTS = 1000
+
+
+def record(update: Update, stream: torch.cuda.Stream) -> Callable[[], None]:
+    """Compile a step, record it, and leave all that it changes as it was.
+
+    The graph knows tensors by their addresses alone: whoever replays it must keep the update.
+
+    Args:
+        update: whose step.
+        stream: the current one, on which the step will be replayed.
+
+    Returns:
+        What takes a step.
+    """
+    warm_up(update)
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    # Other threads, such as NCCL's watchdog, may ask the device something meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        update.take()
+    return graph.replay
+
+
+def warm_up(update: Update) -> None:
+    """Take the next step a few times, always the same one, and leave all that it changes as it was."""
+    before = {name: tensor.clone() for name, tensor in update.tensors().items()}
+    with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+        for _ in range(_WARM_UP):
+            update.take()
+            update.load(before)
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within, convolutions and matrix products in float32 are as precise as asked for; exact on a CPU."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    exact = precision == "float32" or device.type == "cpu"
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

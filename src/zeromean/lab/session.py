@@ -1,0 +1,136 @@
+"""One session of a study on images: its processes, the runs that share a device, what it tells, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from zeromean.lab import data
+from zeromean.lab.images import material
+from zeromean.lab.plan import epochs_of
+from zeromean.lab.recipes.images import ImageRecipe
+from zeromean.lab.sharing import ALONE, Share
+from zeromean.lab.store import Run, Study
+from zeromean.lab.tensorboard import Board
+from zeromean.lab.train import OnEpoch, train
+
+if TYPE_CHECKING:
+    from zeromean.lab.compare import Progress
+
+
+@dataclass(frozen=True)
+class Session:
+    """How a study on images runs this time, which leaves its numbers as they are.
+
+    Attributes:
+        device: where to train.
+        share: this process's part of every batch.
+        together: runs that share the device; None takes the recipe's number on one GPU, else one.
+        tensorboard: whether to write event files.
+        devices: over which the runs are spread, a process for each; none keeps them in this one.
+    """
+
+    device: torch.device
+    share: Share = ALONE
+    together: int | None = None
+    tensorboard: bool = False
+    devices: tuple[torch.device, ...] = ()
+
+    def at_once(self, recipe: ImageRecipe) -> int:
+        """Runs that share the device."""
+        alone = self.device.type == "cuda" and self.share.processes == 1
+        return self.together or (recipe.together if alone else 1)
+
+    def any(self, flag: bool) -> bool:
+        """Whether one of the processes says so; all of them wait for the answer."""
+        if self.share.processes == 1:
+            return flag
+        votes = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes)
+
+
+def train_images(
+    recipe: ImageRecipe, runs: Sequence[Run], dataset: data.Dataset, study: Study, session: Session, progress: Progress
+) -> None:
+    """Train the runs, a group after the other; on SIGTERM end after the epoch, with a checkpoint.
+
+    Raises:
+        DamagedFileError: a result or a checkpoint cannot be read.
+        Stopped: SIGTERM came to this process or to one that it trains with.
+    """
+    board = Board(study.path) if session.tensorboard and session.share.writes else None
+    images = material(recipe, dataset, session.device)
+    epochs, together = epochs_of(recipe, len(images.train)), session.at_once(recipe)
+    tell = progress.stage("final", epochs * len(runs))
+    try:
+        with sigterm() as asked:
+            for first in range(0, len(runs), together):
+                group = runs[first : first + together]
+                train(
+                    recipe,
+                    group,
+                    images,
+                    study,
+                    device=session.device,
+                    share=session.share,
+                    together=len(group),
+                    on_epoch=_follow(study, group, first * epochs, tell, progress.note, board)
+                    if session.share.writes
+                    else lambda epoch, runs: None,
+                    stop=lambda: session.any(asked()),
+                )
+    finally:
+        if board is not None:
+            board.close()
+
+
+def _follow(
+    study: Study, group: Sequence[Run], before: int, tell: OnEpoch, note: Callable[[str], None], board: Board | None
+) -> OnEpoch:
+    """Tell of a group in epochs of all runs, the earlier groups' included, with the last row of each of its runs."""
+
+    def on_epoch(epoch: int, runs: int) -> None:
+        rows = {run: study.metrics(run) for run in group}
+        if board is not None:
+            for run, found in rows.items():
+                board.show(run, found)
+        note(words([found[-1] for found in rows.values() if found]))
+        tell(before + epoch * len(group), runs)
+
+    return on_epoch
+
+
+def words(rows: Sequence[dict[str, Any]]) -> str:
+    """What the last rows of runs that share a device say: images a second on all of it, the mean training error."""
+    if not rows:
+        return ""
+    rate = sum(row["images_per_second"] for row in rows) / len(rows)
+    errors = [row["train_error"] for row in rows]
+    known = [error for error in errors if error is not None]
+    said = f"training error {sum(known) / len(known):.3g} %" if known else "diverged"
+    lost = f", {len(errors) - len(known)} diverged" if known and len(known) < len(errors) else ""
+    return f"{float(f'{rate:.3g}'):,.{0 if rate >= 100 else 1}f} images/s, {said}{lost}"
+
+
+@contextmanager
+def sigterm() -> Iterator[Callable[[], bool]]:
+    """Gives what says whether SIGTERM has come; a second one ends the process at once."""
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

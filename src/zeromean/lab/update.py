@@ -1,0 +1,248 @@
+"""One update of a network: all that a step reads and changes, at addresses that stay, and the step itself.
+
+    g <- gradient of the mean cross entropy of the batch, over its parts and over all processes
+    g <- g min(1, clip / |g|)                              where the recipe clips
+    v <- momentum v + g + weight_decay w
+    w <- w - rate v      or, with Nesterov's momentum,     w <- w - rate (g + weight_decay w + momentum v)
+    average <- ema average + (1 - ema) w                   where the recipe averages
+
+A step whose loss or gradient is not finite is void, and so is every one after it: weights, momentum, average and
+buffers (running statistics, turns of noisy activations) stay as they were before it. Nothing waits for the device, so
+the whole step can be recorded as a CUDA graph.
+
+In several processes each normalizes and draws its noise for its own part of the batch: the result is that of one
+process up to rounding, except with batch normalization, dropout or noise. Running statistics are those of process 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zeromean.lab.data.augment import Batch, Batches
+from zeromean.lab.nets import ConvolutionalNetwork
+from zeromean.lab.observe import logits_of
+from zeromean.lab.order import noise_seeds
+from zeromean.lab.recipes.images import ImageRecipe
+from zeromean.lab.sharing import ALONE, Share, cut
+from zeromean.nn import decay_groups
+
+
+class Update:
+    """The steps of one training, on the device of its network.
+
+    Args:
+        recipe: schedule and optimizer.
+        network: in training mode; updated in place.
+        batches: give this process's part of each batch.
+        seed: the run's.
+        share: this process's place among several.
+        dtype: of images and arithmetic, float32 or bfloat16.
+
+    Attributes:
+        place: of the next batch in its epoch, int64 ``[1]``.
+        number: of the next step, counted from 0, int64 ``[1]``.
+        loss_sum: over steps, float64, until it is set to zero.
+        first_void: number of the first void step, or the recipe's steps, int64 ``[1]``.
+
+    Raises:
+        ValueError: a process's part of a batch cannot be split into the recipe's parts.
+    """
+
+    def __init__(
+        self,
+        recipe: ImageRecipe,
+        network: ConvolutionalNetwork,
+        batches: Batches,
+        *,
+        seed: int,
+        share: Share = ALONE,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if recipe.batch_size // share.processes % recipe.accumulate:
+            raise ValueError(
+                f"accumulate must divide each process's {recipe.batch_size // share.processes} images of a batch, got "
+                f"{recipe.accumulate}: change it or batch_size in the recipe {recipe.name!r}"
+            )
+        self.recipe, self.network, self.batches, self.share, self.dtype = recipe, network, batches, share, dtype
+        self.parameters = list(network.parameters())
+        device = self.parameters[0].device
+        self.place, self.number = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.first_void = torch.full((1,), recipe.steps, dtype=torch.int64, device=device)
+        rates = torch.tensor([recipe.rate(step) for step in range(recipe.steps)], dtype=torch.float32)
+        self._rates, self._rate, self._void = rates.to(device), *(torch.zeros((), device=device) for _ in range(2))
+        self._optimizer = self._sgd()
+        self._average = [parameter.detach().clone() for parameter in self.parameters] if recipe.ema else []
+        by_type = sorted(network.buffers(), key=lambda buffer: str(buffer.dtype))
+        self._buffers = [list(group) for _, group in groupby(by_type, key=lambda buffer: buffer.dtype)]
+        self._noisy = [module for module in network.modules() if hasattr(module, "seed")]
+        self._noise = torch.zeros(len(self._noisy), 1, dtype=torch.int64, device=device)
+        for module, own in zip(self._noisy, self._noise, strict=True):
+            module.seed = own[0]
+        self._seed = torch.tensor([seed], device=device)
+        self._front: nn.Module | None = None
+        self._back: nn.Module = network
+        if share.processes > 1:
+            self._front, self._back = cut(network)
+        self._hidden_of, self._loss_of = _compiled() if device.type == "cuda" else _EAGER
+
+    def _sgd(self) -> torch.optim.SGD:
+        """The optimizer, with momenta of zero; it does nothing where the step is void."""
+        recipe = self.recipe
+        groups = decay_groups(self.network, recipe.weight_decay)
+        sgd = torch.optim.SGD(groups, lr=self._rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+        for parameter in self.parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        sgd.found_inf, sgd.grad_scale = self._void, None  # type: ignore[attr-defined]
+        return sgd
+
+    def take(self) -> None:
+        """Take the next step."""
+        before = [_joined(buffers) for buffers in self._buffers]
+        loss = self._differentiate()
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self.recipe.clip:
+            torch._foreach_mul_(gradients, self.recipe.clip / norm.clamp(min=self.recipe.clip))
+        self._mark(torch.isfinite(loss) & torch.isfinite(norm))
+        self._rate.copy_(self._rates.index_select(0, self.number)[0])
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._average:
+            weight = (1 - self.recipe.ema) * (1 - self._void)
+            for average, parameter in zip(self._average, self.parameters, strict=True):
+                average.lerp_(parameter.detach(), weight)
+        for buffers, old in zip(self._buffers, before, strict=True):
+            _put_back(buffers, old, where=self._void)
+        self.loss_sum += loss
+        self.place += 1
+        self.number += 1
+
+    def _mark(self, finite: Tensor) -> None:
+        """Find out whether this step is void."""
+        bad_now = torch.minimum(self.first_void, self.number)
+        self.first_void.copy_(torch.where(finite, self.first_void, bad_now))
+        self._void.copy_((self.first_void <= self.number)[0])
+
+    def parts(self) -> Iterator[Batch]:
+        """The parts of the step's batch, one after the other; each sets the noise that is its own."""
+        recipe, layers = self.recipe, len(self._noisy)
+        images, labels = self.batches.take(self.place)
+        pairs = zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
+        for part, pair in enumerate(pairs):
+            if layers:
+                pass_number = self.number * recipe.accumulate + part
+                seeds = noise_seeds(self._seed, layers * self.share.processes, pass_number)
+                self._noise.copy_(seeds[layers * self.share.rank :][:layers])
+            yield pair
+
+    def _differentiate(self) -> Tensor:
+        """Leave the gradient of the batch's mean loss in the parameters, and return that loss."""
+        recipe = self.recipe
+        scale = 1 / (recipe.accumulate * self.share.processes)
+        loss = torch.zeros((), device=self.place.device)
+        wait: Callable[[], list[Tensor]] = list
+        for part, (x, labels) in enumerate(self.parts(), 1):
+            hidden = None if self._front is None else self._hidden_of(self._front, x, self.dtype)
+            cut_off = x if hidden is None else hidden.detach().requires_grad_()
+            own = self._loss_of(self._back, cut_off, labels, self.dtype, recipe.label_smoothing) * scale
+            own.backward()
+            loss += own.detach()
+            if hidden is not None:
+                if part == recipe.accumulate:
+                    wait = self.share.begin_sum(_gradients(self._back))
+                hidden.backward(cut_off.grad)
+        return loss if self._front is None else self._exchange(self._front, loss, wait)
+
+    def _exchange(self, front: nn.Module, loss: Tensor, wait: Callable[[], list[Tensor]]) -> Tensor:
+        """Replace the gradients by their sums over the processes; returns that of the loss."""
+        *gradients, loss = self.share.begin_sum([*_gradients(front), loss])()
+        parameters = [*front.parameters(), *self._back.parameters()]
+        for parameter, gradient in zip(parameters, [*gradients, *wait()], strict=True):
+            parameter.grad = gradient
+        return loss
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the steps to come depend on: the tensors themselves, by name."""
+        named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        momenta = [self._optimizer.state[parameter]["momentum_buffer"] for parameter in self.parameters]
+        named |= {f"momentum.{index}": tensor for index, tensor in enumerate(momenta)}
+        named |= {f"average.{index}": tensor for index, tensor in enumerate(self._average)}
+        counters = {"place": self.place, "number": self.number, "loss_sum": self.loss_sum}
+        return named | counters | {"first_void": self.first_void}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put the values of such tensors in place.
+
+        Raises:
+            ValueError: they are of another network or recipe.
+        """
+        own = self.tensors()
+        if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in tensors.items()}:
+            different = sorted(own.keys() ^ tensors.keys()) or ["shapes"]
+            raise ValueError(f"tensors must be those of this recipe, got others ({different[0]}): start the run again")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    @contextmanager
+    def evaluated(self) -> Iterator[ConvolutionalNetwork]:
+        """The network in evaluation mode; with an average, that of the weights in their place."""
+        own = [parameter.detach().clone() for parameter in self.parameters] if self._average else []
+        weights = [parameter.detach() for parameter in self.parameters] if self._average else []
+        self.network.eval()
+        try:
+            _copy(weights, self._average)
+            yield self.network
+        finally:
+            _copy(weights, own)
+            self.network.train()
+
+
+def hidden_of(front: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The output of a network's first modules."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        hidden: Tensor = front(x)
+    return hidden
+
+
+def loss_of(network: nn.Module, x: Tensor, labels: Tensor, dtype: torch.dtype, label_smoothing: float) -> Tensor:
+    """The mean cross entropy of a batch."""
+    return F.cross_entropy(logits_of(network, x, dtype), labels, label_smoothing=label_smoothing)
+
+
+_Passes = tuple[Callable[..., Tensor], Callable[..., Tensor]]
+_EAGER: _Passes = (hidden_of, loss_of)
+
+
+@functools.cache
+def _compiled() -> _Passes:
+    hidden, loss = (torch.compile(function, dynamic=False, fullgraph=True) for function in _EAGER)
+    return hidden, loss
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    assert len(gradients) == len(list(module.parameters()))
+    return gradients
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.view(-1) for tensor in tensors])
+
+
+def _put_back(tensors: list[Tensor], old: Tensor, *, where: Tensor) -> None:
+    """Give tensors of one type their old values, joined, where the number is not 0; in four launches for all."""
+    values = torch.where(where.bool(), old, _joined(tensors)).split([tensor.numel() for tensor in tensors])
+    _copy(tensors, [value.view_as(tensor) for value, tensor in zip(values, tensors, strict=True)])
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, sources)

@@ -1,0 +1,117 @@
+"""ImageRecipe: what it refuses, its learning rates, its phases, and the same in fewer steps."""
+
+import math
+from typing import Any
+
+import pytest
+from tests.lab.small_images import NO_DROPOUT, recipe
+
+from zeromean.lab.recipes.cifar import cifar10_elu18, cifar100_elu11, cifar100_elu18
+from zeromean.lab.recipes.images import Phase
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("batch_size", 0, "at least 1"),
+        ("accumulate", 0, "at least 1"),
+        ("probe_samples", 0, "at least 1"),
+        ("seeds", 0, "at least 1"),
+        ("pad", -1, "0 or more"),
+        ("validation", -1, "0 or more"),
+        ("clip", -0.5, "0 or more"),
+        ("weight_decay", -1e-4, "0 or more"),
+        ("momentum", 1.0, "in [0, 1)"),
+        ("ema", 1.0, "in [0, 1)"),
+        ("label_smoothing", -0.1, "in [0, 1)"),
+        ("momentum", math.nan, "in [0, 1)"),
+        ("network", "elu12", "one of elu11, elu18, elu15"),
+        ("normalization", "zca", "one of gcn-zca, mean-std"),
+        ("curve", "cosine", "one of stairs, linear"),
+        ("padding", "same", "one of alternate, one, ceil, one_ceil"),
+        ("initialization", "xavier", "one of he, activation"),
+        ("precision", "float16", "one of bfloat16, tf32, float32"),
+        ("norms", ("none", "layer"), "one of none, batch"),
+        ("norms", (), "at least one"),
+        ("activations", (), "at least one"),
+        ("rates", (), "pairs of ascending steps from 0"),
+        ("rates", ((1, 0.1),), "pairs of ascending steps from 0"),
+        ("rates", ((0, 0.1), (5, 0.2), (5, 0.3)), "pairs of ascending steps from 0"),
+        ("rates", ((0, 0.1), (9, 0.2), (5, 0.3)), "pairs of ascending steps from 0"),
+        ("rates", ((0, -0.1),), "finite and 0 or more"),
+        ("rates", ((0, math.nan),), "finite and 0 or more"),
+        ("rates", ((0, math.inf),), "finite and 0 or more"),
+        ("phases", (), "of a step or more"),
+        ("phases", (Phase(3, NO_DROPOUT), Phase(0, NO_DROPOUT)), "of a step or more"),
+        ("accumulate", 5, "a divisor of 16"),
+    ],
+)
+def test_what_no_run_could_survive_is_refused(field: str, value: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}|activations") as raised:
+        recipe(**{field: value})
+    assert rule in str(raised.value)
+    assert "change it in the recipe 'cifar100-elu11'" in str(raised.value)
+
+
+def test_stairs_hold_a_rate_until_the_next() -> None:
+    chosen = recipe(rates=((0, 0.1), (3, 0.02), (7, 0.0)))
+    assert [chosen.rate(step) for step in range(9)] == [0.1] * 3 + [0.02] * 4 + [0.0] * 2
+
+
+def test_linear_rates_go_straight_and_stay_at_the_last() -> None:
+    chosen = recipe(rates=((0, 0.0), (4, 0.2), (8, 0.1)), curve="linear")
+    assert [chosen.rate(step) for step in range(10)] == pytest.approx(
+        [0, 0.05, 0.1, 0.15, 0.2, 0.175, 0.15, 0.125, 0.1, 0.1]
+    )
+
+
+def test_the_published_rates_change_where_the_paper_says() -> None:
+    eleven, eighteen = cifar100_elu11(), cifar10_elu18()
+    steps = (0, 34_999, 35_000, 84_999, 85_000, 134_999, 135_000, 164_999)
+    assert [eleven.rate(step) for step in steps] == [0.01, 0.01, 0.005, 0.005, 5e-4, 5e-4, 5e-5, 5e-5]
+    assert (eleven.steps, eleven.batch_size) == (165_000, 100)
+    assert [eighteen.rate(step) for step in (34_999, 35_000)] == [0.01, 0.001]
+
+
+def test_phases_follow_one_another() -> None:
+    first, second = Phase(3, NO_DROPOUT), Phase(2, (0.1, 0.2, 0.0), everywhere=True)
+    chosen = recipe(phases=(first, second))
+    assert [chosen.phase(step) for step in range(6)] == [first] * 3 + [second] * 3
+    assert chosen.steps == 5
+
+
+def test_fine_tuning_drops_behind_every_layer_and_then_more() -> None:
+    chosen = cifar100_elu18()
+    base, wide, wider = (chosen.phase(step) for step in (84_999, 85_000, 135_000))
+    assert [phase.everywhere for phase in (base, wide, wider)] == [False, True, True]
+    assert base.dropout == wide.dropout == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.0, 0.0)
+    assert wider.dropout == pytest.approx([1.5 * rate for rate in wide.dropout])
+    assert chosen.phase(chosen.steps - 1) == wider
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.1, 2.0])
+def test_shortened_keeps_every_rate_in_its_place(factor: float) -> None:
+    published = cifar100_elu18()
+    chosen = published.shortened(factor)
+    assert chosen.steps == round(published.steps * factor)
+    for place in (0.0, 0.19, 0.21, 0.76, 0.78, 0.999):
+        assert chosen.rate(int(place * chosen.steps)) == published.rate(int(place * published.steps))
+        shown, own = (one.phase(int(place * one.steps)) for one in (published, chosen))
+        assert (shown.dropout, shown.everywhere) == (own.dropout, own.everywhere)
+
+
+def test_shortened_to_nothing_has_a_step_a_phase() -> None:
+    chosen = cifar100_elu18().shortened(1e-6)
+    assert [phase.steps for phase in chosen.phases] == [1, 1, 1]
+    assert chosen.rates == ((0, 1e-4),)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_a_length_that_is_not_positive_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match="length must be a positive number, got "):
+        recipe().shortened(factor)
+
+
+def test_tables_name_the_highest_rate() -> None:
+    assert recipe(rates=((0, 0.0), (5, 0.3), (9, 0.01)), curve="linear").learning_rates == (0.3,)
+    assert (recipe().task, recipe().error_unit) == ("classification", "%")

@@ -1,0 +1,99 @@
+"""What only a GPU can show of training on images: compiled and recorded steps, runs on streams of their own."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.lab.small_images import CPU, DROPOUT, NO_DROPOUT, Epochs, KilledError, material, poisoned, recipe, run, small
+
+from zeromean.lab.images import Material
+from zeromean.lab.recipes.images import ImageRecipe, Phase
+from zeromean.lab.store import Run, Study
+from zeromean.lab.train import Training, train
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+GPU = torch.device("cuda")
+# The middle phase begins with the last step of an epoch, the last one is the last step of all.
+PHASES = (Phase(4, NO_DROPOUT), Phase(7, DROPOUT), Phase(1, DROPOUT, everywhere=True))
+
+
+@pytest.fixture(autouse=True)
+def _small() -> Iterator[None]:
+    with small():
+        yield
+
+
+def on_gpu(images: Material) -> Material:
+    def moved(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(moved, value))
+        return value.to(GPU) if isinstance(value, torch.Tensor) else value
+
+    return Material(**{field.name: moved(getattr(images, field.name)) for field in fields(images)})
+
+
+def losses(tmp_path: Path, name: str, chosen: ImageRecipe, runs: list[Run], together: int = 1) -> list[list[float]]:
+    study = Study(tmp_path / name)
+    train(chosen, runs, on_gpu(material()), study, device=GPU, together=together)
+    assert [(study.result(one) or {})["status"] for one in runs] == ["ok"] * len(runs)
+    return [[row["train_loss"] for row in study.metrics(one)] for one in runs]
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_recorded_steps_equal_those_on_a_cpu(tmp_path: Path, norm: str) -> None:
+    chosen, one, study = recipe(precision="float32", ema=0.5, clip=0.5), run(norm=norm), Study(tmp_path / "cpu")
+    found = losses(tmp_path, "gpu", chosen, [one])
+    train(chosen, [one], material(), study, device=CPU)
+    wanted = [row["train_loss"] for row in study.metrics(one)]
+    assert found[0] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_runs_on_one_gpu_do_not_change_each_other(tmp_path: Path) -> None:
+    chosen, runs = recipe(precision="float32", phases=PHASES), [run("elu"), run("rrelu"), run("elu", seed=1)]
+    together = losses(tmp_path, "together", chosen, runs, together=3)
+    alone = [losses(tmp_path, "alone", chosen, [one])[0] for one in runs]
+    for own, other in zip(together, alone, strict=True):
+        assert own == pytest.approx(other, rel=1e-3)
+    assert together[0] != pytest.approx(together[2], rel=1e-3)
+
+
+def test_a_killed_training_continues_to_the_same_numbers(tmp_path: Path) -> None:
+    chosen, one, cut = recipe(precision="float32", phases=PHASES), run("eelu", norm="batch"), Study(tmp_path / "cut")
+    whole = losses(tmp_path, "whole", chosen, [one])[0]
+    images = on_gpu(material())
+    with pytest.raises(KilledError):
+        train(chosen, [one], images, cut, device=GPU, checkpoint_seconds=0, on_epoch=Epochs(1))
+    train(chosen, [one], images, cut, device=GPU)
+    assert [row["train_loss"] for row in cut.metrics(one)] == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    training = Training(recipe(ema=0.5), run("eelu", norm="batch"), on_gpu(poisoned(60)), GPU)
+    training.begin_epoch()
+    before = []
+    while training.steps_left:
+        torch.cuda.synchronize()
+        before.append({name: tensor.clone() for name, tensor in training.state()[0].items()})
+        torch.cuda.synchronize()
+        training.advance()
+    training.finish_epoch()
+    assert training.diverged is not None
+    assert training.diverged["layer"] == "the images"
+    kept, after = before[training.diverged["step"] - 1], training.state()[0]
+    for name in kept.keys() - {"place", "number", "loss_sum", "first_void"}:
+        assert torch.equal(after[name], kept[name]), name
+
+
+def test_generators_are_left_as_they_were(tmp_path: Path) -> None:
+    torch.cuda.manual_seed(3)
+    before = torch.cuda.get_rng_state()
+    losses(tmp_path, "one", recipe(phases=PHASES), [run("rrelu")])
+    assert torch.equal(torch.cuda.get_rng_state(), before)
