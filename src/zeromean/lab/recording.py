@@ -48,12 +48,11 @@ def warm_up(update: Update) -> None:
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Within, convolutions and matrix products in float32 are as precise as asked for; exact on a CPU."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     exact = precision == "float32" or device.type == "cpu"
+    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
     torch.set_float32_matmul_precision("highest" if exact else "high")
-    torch.backends.cudnn.allow_tf32 = not exact
     try:
-        yield
+        with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=not exact):
+            yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(before)
