@@ -5,7 +5,9 @@ import torch
 from tests.lab.small_images import CPU, recipe
 
 from zeromean.lab.data import Dataset, split_validation
-from zeromean.lab.images import material
+from zeromean.lab.images import Material
+from zeromean.lab.images import material as material_of
+from zeromean.lab.recipes.images import ImageRecipe
 
 
 def dataset() -> Dataset:
@@ -13,6 +15,12 @@ def dataset() -> Dataset:
     images = torch.randint(256, (60, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.arange(60) % 4
     return Dataset("made", images[:40], labels[:40], images[40:], labels[40:], 255, tuple("abcd"), {}, "made here")
+
+
+def material(recipe: ImageRecipe, dataset: Dataset, device: torch.device) -> Material:
+    made = material_of(recipe, dataset, device)
+    assert isinstance(made, Material)
+    return made
 
 
 def test_without_a_split_all_training_images_are_trained_on() -> None:

@@ -11,6 +11,7 @@ from tests.lab.small_images import CLASSES, PIXELS, material, small, small_netwo
 from torch import Tensor, nn
 
 from zeromean.lab.activation import parse
+from zeromean.lab.data.augment import whole_batches
 from zeromean.lab.nets import ConvolutionalNetwork
 from zeromean.lab.observe import blame, judge, logits_of, mean_activations
 
@@ -47,7 +48,7 @@ def test_judge_is_the_mean_over_single_images(norm: str) -> None:
         logits = built(image.unsqueeze(0))[0].double()
         losses.append(float(logits.exp().sum().log() - logits[label]))
         wrong += int(logits.argmax() != label)
-    loss, error = judge(built, images, labels, torch.float32)
+    loss, error, _ = judge(built, whole_batches(images, labels, 1000), torch.float32)
     assert loss == pytest.approx(mean(losses), rel=1e-5)
     assert error == pytest.approx(100 * wrong / COUNT)
 
@@ -55,7 +56,8 @@ def test_judge_is_the_mean_over_single_images(norm: str) -> None:
 def test_a_loss_that_is_not_finite_has_no_error() -> None:
     images, labels = samples()
     images[1001, 0, 0, 0] = math.nan
-    assert all(math.isnan(value) for value in judge(network().eval(), images, labels, torch.float32))
+    batches = whole_batches(images, labels, 1000)
+    assert all(math.isnan(value) for value in judge(network().eval(), batches, torch.float32))
 
 
 @torch.no_grad()
@@ -142,3 +144,17 @@ def test_a_gradient_that_is_not_finite_is_named_where_it_began() -> None:
 def test_a_norm_that_overflows_is_named() -> None:
     built, images = network(), samples()[0][:8]
     assert blame(built, lambda: (loss * 1e25 for loss in taken_again(built, images))) == "norm of the gradient"
+
+
+def test_the_top5_error_counts_images_whose_class_is_not_among_the_first_five() -> None:
+    logits = torch.eye(7).add(torch.arange(7) / 10)  # image i: class i first, then 6, 5, 4 ...
+    known = nn.Linear(7, 7, bias=False)
+    with torch.no_grad():
+        known.weight.copy_(logits.T)
+    images, labels = torch.eye(7), torch.tensor([0, 3, 6, 1, 0, 4, 1])
+    batches = whole_batches(images.view(7, 7, 1, 1), labels, 3)
+    found = judge(nn.Sequential(nn.Flatten(), known), batches, torch.float32)
+    assert found.error == pytest.approx(100 * 6 / 7)
+    assert found.top5_error == pytest.approx(100 * 3 / 7)  # the class 1 of image 3, 0 of image 4, 1 of image 6
+    few = judge(network().eval(), whole_batches(*samples(), 1000), torch.float32)
+    assert math.isnan(few.top5_error)

@@ -11,7 +11,9 @@ from tests.lab.image_study import planned, tiny_cifar
 from zeromean.lab import data
 from zeromean.lab.compare import choose, exclusive, mend, open_study, study_at
 from zeromean.lab.plan import epochs_of, estimate_seconds, make, parse_side, splits
+from zeromean.lab.recipes import RECIPES, ImageRecipe, find
 from zeromean.lab.recipes.cifar import cifar100_elu11
+from zeromean.lab.recipes.images import Phase
 from zeromean.lab.recipes.mnist import digits_mlp8, mnist_autoencoder
 from zeromean.lab.store import DamagedFileError, Run, Study
 from zeromean.lab.summary import load as load_summary
@@ -235,3 +237,18 @@ def test_a_plan_of_an_older_version_is_refused(tmp_path: Path) -> None:
     for read in (lambda: open_study(plan, study, dataset, CPU), lambda: load_summary(study)):
         with pytest.raises(DamagedFileError, match="of an older version of zeromean, which named no normalization"):
             read()
+
+
+def test_every_phase_has_a_dropout_rate_for_each_stack_of_its_network() -> None:
+    recipe = cifar100_elu11()
+    wrong = replace(recipe, phases=(*recipe.phases, Phase(5, (0.0, 0.5, 0.0))))
+    with pytest.raises(ValueError, match="phase 2 of 'cifar100-elu11' must have a dropout rate for each of the 7 stac"):
+        make(wrong, ["elu"], seeds=1)
+    for name in RECIPES:
+        published = find(name)
+        assert not isinstance(published, ImageRecipe) or make(published, ["elu"], seeds=1).seeds == (0,)
+
+
+def test_a_network_in_memory_cannot_train_on_a_folder() -> None:
+    with pytest.raises(ValueError, match="data=/data/photos is a folder of images, which 'digits-mlp8' cannot train"):
+        make(replace(digits_mlp8(), data="/data/photos"), ["elu"], seeds=1)

@@ -26,7 +26,12 @@ from zeromean.lab.recipes.images import Phase
         ("label_smoothing", -0.1, "in [0, 1)"),
         ("momentum", math.nan, "in [0, 1)"),
         ("network", "elu12", "one of elu11, elu18, elu15"),
-        ("normalization", "zca", "one of gcn-zca, mean-std"),
+        ("normalization", "zca", "one of gcn-zca, mean-std, pixel-mean"),
+        ("normalization", "pixel-mean", "gcn-zca or mean-std for the data 'cifar100'"),
+        ("data", "imagenet", "pixel-mean for the data 'imagenet'"),
+        ("data", "/data/photos", "pixel-mean for the data '/data/photos'"),
+        ("crop", 257, "in [1, 256], which resize is"),
+        ("crop", 0, "in [1, 256], which resize is"),
         ("curve", "cosine", "one of stairs, linear"),
         ("padding", "same", "one of alternate, one, ceil, one_ceil"),
         ("initialization", "xavier", "one of he, activation"),
@@ -43,14 +48,23 @@ from zeromean.lab.recipes.images import Phase
         ("rates", ((0, math.inf),), "finite and 0 or more"),
         ("phases", (), "of a step or more"),
         ("phases", (Phase(3, NO_DROPOUT), Phase(0, NO_DROPOUT)), "of a step or more"),
+        ("phases", (Phase(3, (0.0, 1.0, 0.0)),), "with dropout in [0, 1) for each stack, 0 for the last one"),
+        ("phases", (Phase(3, (0.0, 0.1)),), "with dropout in [0, 1) for each stack, 0 for the last one"),
+        ("phases", (Phase(3, ()),), "with dropout in [0, 1) for each stack, 0 for the last one"),
         ("accumulate", 5, "a divisor of 16"),
     ],
 )
 def test_what_no_run_could_survive_is_refused(field: str, value: Any, rule: str) -> None:
-    with pytest.raises(ValueError, match=f"{field}|activations") as raised:
+    with pytest.raises(ValueError, match=f"{field}|activations|normalization") as raised:
         recipe(**{field: value})
     assert rule in str(raised.value)
     assert "change it in the recipe 'cifar100-elu11'" in str(raised.value)
+
+
+def test_looking_ahead_takes_momentum() -> None:
+    with pytest.raises(ValueError, match="nesterov must be false where momentum is 0, got True: change it in"):
+        recipe(nesterov=True, momentum=0.0)
+    assert recipe(nesterov=False, momentum=0.0).momentum == 0
 
 
 def test_stairs_hold_a_rate_until_the_next() -> None:

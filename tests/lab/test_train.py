@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from tests.lab.small_images import (
 from torch import Tensor
 
 from zeromean.lab.chance import Chance
-from zeromean.lab.data.augment import Batches
+from zeromean.lab.data.augment import Batch, Batches
 from zeromean.lab.images import Material
-from zeromean.lab.observe import judge
+from zeromean.lab.observe import Judgement, judge
 from zeromean.lab.order import noise_seeds
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 from zeromean.lab.recording import arithmetic, warm_up
@@ -327,9 +327,10 @@ def test_the_test_set_is_read_once_by_a_run_that_ends_and_never_by_one_that_dive
 ) -> None:
     images, read = material(), list[bool]()
 
-    def watched(network: Any, judged: Tensor, *rest: Any) -> tuple[float, float]:
-        read.append(judged is images.test)
-        return judge(network, judged, *rest)
+    def watched(network: Any, batches: Iterable[Batch], dtype: torch.dtype) -> Judgement:
+        seen = list(batches)
+        read.append(torch.equal(torch.cat([x for x, _ in seen]), images.test))
+        return judge(network, seen, dtype)
 
     monkeypatch.setattr("zeromean.lab.train.judge", watched)
     train(recipe(), [run()], images, Study(tmp_path / "ok"), device=CPU)

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from zeromean.lab import show as pages
 from zeromean.lab.compare import SILENT, exclusive, open_study, study_at
 from zeromean.lab.compare import run as run_study
-from zeromean.lab.data.dataset import Dataset
+from zeromean.lab.data import AnyDataset
 from zeromean.lab.plan import Plan, make
 from zeromean.lab.recipes import ImageRecipe, find, override
 from zeromean.lab.session import Session
@@ -63,6 +63,7 @@ def compare(
     checkpoint_every: int = 1,
     together: int | None = None,
     gpus: int = 1,
+    workers: int | None = None,
     tensorboard: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -91,6 +92,7 @@ def compare(
             writes one a minute instead.
         together: runs of a convolutional recipe that share a GPU; if not given, what the recipe says.
         gpus: over which the runs of a convolutional recipe are spread, a process for each.
+        workers: processes that decode the images of a folder, as of imagenet-elu15; a processor each if not given.
         tensorboard: write event files for TensorBoard while a convolutional recipe trains.
         dry_run: print the plan and stop.
     """
@@ -100,7 +102,7 @@ def compare(
     explicit = baseline or (chosen.baseline if chosen.baseline != published.baseline else None)
     norms = [part for text in norm for part in text.split(",")]
     plan = make(chosen, activations, norms=norms, seeds=count, tune=tune, baseline=explicit, name=name)
-    _execute(plan, runs, device, checkpoint_every, together, tensorboard, dry_run, gpus)
+    _execute(plan, runs, device, checkpoint_every, together, tensorboard, dry_run, gpus, workers)
 
 
 def run(
@@ -113,6 +115,7 @@ def run(
     runs: _Runs = Path("runs"),
     device: str = "auto",
     checkpoint_every: int = 1,
+    workers: int | None = None,
     tensorboard: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -131,6 +134,7 @@ def run(
         runs: folder that holds all studies.
         device: auto, cpu or cuda.
         checkpoint_every: epochs between checkpoints; a convolutional recipe writes one a minute instead.
+        workers: processes that decode the images of a folder, as of imagenet-elu15; a processor each if not given.
         tensorboard: write event files for TensorBoard while a convolutional recipe trains.
         dry_run: print the plan and stop.
     """
@@ -142,7 +146,7 @@ def run(
     wanted = [activation or chosen.activations[0]]
     plan = make(chosen, wanted, norms=(norm,) if norm else first, seeds=1, first_seed=seed)
     study = replace(plan, study=name or f"{chosen.name}-{plan.arms[0].name}-seed{seed}")
-    _execute(study, runs, device, checkpoint_every, None, tensorboard, dry_run)
+    _execute(study, runs, device, checkpoint_every, None, tensorboard, dry_run, workers=workers)
 
 
 def report(study: Positional[Path]) -> None:
@@ -227,6 +231,49 @@ def doctor() -> None:
     _console.print(render(diagnose()))
 
 
+def probe(
+    target: Positional[str],
+    data: str = "",
+    activation: str | None = None,
+    norm: str = "none",
+    preset: str = "full",
+    layers: tuple[str, ...] = (),
+    samples: int = 500,
+    steps: int = 0,
+    every: int = 10,
+    flat: bool = False,
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR", help="Folder of the report.")] = Path("runs/probe"),
+    device: str = "auto",
+) -> None:
+    """Say which layers' units shift, saturate or die, how far the gradient is from the natural one, and what to do.
+
+    Examples: zeromean probe digits-mlp8 --activation relu; zeromean probe my_module:build --data digits --flat;
+    zeromean probe mnist-mlp8 --steps 500 --every 50
+
+    Args:
+        target: a recipe, or module:function of your own, found from this folder, which returns a torch.nn.Module.
+        data: see zeromean data; the recipe's own, or digits, if not given.
+        activation: of a recipe's network, such as relu or leaky_relu:0.1; the recipe's first if not given.
+        norm: none or batch; of a convolutional recipe's network.
+        preset: full, or light without natural gradients.
+        layers: names or globs such as encoder.*; all Linear and Conv layers and activations if none is named.
+        samples: of the probe batch.
+        steps: of plain gradient descent while it is probed; 0 probes the network as it is built.
+        every: steps between two measurements.
+        flat: give your model vectors instead of images.
+        output: folder of report.json and the pictures.
+        device: auto, cpu or cuda.
+    """
+    from zeromean.lab import probing
+
+    chosen = probing.subject(target, data, activation, _device(device), flat=flat, norm=norm)
+    found = probing.run(chosen, preset=preset, layers=layers, samples=samples, steps=steps, every=every)
+    _console.print(chosen.title, style="bold")
+    _console.print(found)
+    written = probing.write(found, output)
+    _console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+
+
 def _execute(
     plan: Plan,
     runs: Path,
@@ -236,11 +283,13 @@ def _execute(
     tensorboard: bool,
     dry_run: bool,
     gpus: int = 1,
+    workers: int | None = None,
 ) -> None:
-    from zeromean.lab.data import load
+    from zeromean.lab.data import is_folder, load, load_folder
     from zeromean.lab.spread import first_gpus
 
     _check_options(plan, checkpoint_every, together, tensorboard, gpus)
+    _check_workers(plan, workers, gpus, is_folder(plan.recipe.data))
     study = study_at(runs, plan.study)
     with launched(_device(device_name)) as (share, device):
         if share.processes > 1 and not isinstance(plan.recipe, ImageRecipe):
@@ -248,8 +297,8 @@ def _execute(
         _console.quiet = not share.writes
         if share.processes > 1 and gpus > 1:
             raise ValueError(f"gpus spreads runs, torchrun a batch: use one of them, got gpus={gpus} under torchrun")
-        session = Session(device, share, together, tensorboard, first_gpus(gpus) if gpus > 1 else ())
-        dataset = load(plan.recipe.data)
+        session = Session(device, share, together, tensorboard, first_gpus(gpus) if gpus > 1 else (), workers)
+        dataset = load_folder(plan.recipe.data) if is_folder(plan.recipe.data) else load(plan.recipe.data)
         if share.writes:
             _lead(plan, study, dataset, session, checkpoint_every, dry_run)
         elif not dry_run:
@@ -269,7 +318,21 @@ def _check_options(plan: Plan, checkpoint_every: int, together: int | None, tens
         raise ValueError(f"{option} is not for {plan.recipe.name!r}, whose runs are trained as one: leave it out")
 
 
-def _lead(plan: Plan, study: Study, dataset: Dataset, session: Session, checkpoint_every: int, dry_run: bool) -> None:
+def _check_workers(plan: Plan, workers: int | None, gpus: int, streamed: bool) -> None:
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}: 0 decodes the images beside the training")
+    if workers is not None and not streamed:
+        raise ValueError(f"--workers is not for {plan.recipe.data!r}, whose images lie in memory: leave it out")
+    if gpus > 1 and streamed:
+        raise ValueError(
+            f"--gpus is not for {plan.recipe.data!r}, whose images come from worker processes: start it with "
+            f"torchrun --nproc-per-node {gpus}, which shares every batch"
+        )
+
+
+def _lead(
+    plan: Plan, study: Study, dataset: AnyDataset, session: Session, checkpoint_every: int, dry_run: bool
+) -> None:
     """What the first of several processes, or the only one, does: plan, train, report."""
     from zeromean.lab.progress import Bar
 
@@ -324,6 +387,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "report": report,
     "bench": bench,
     "data": data,
+    "probe": probe,
     "doctor": doctor,
 }
 

@@ -41,7 +41,7 @@ SILENT = Progress(say=lambda line: None)
 
 
 def open_study(
-    plan: Plan, study: Study, dataset: data.Dataset, device: torch.device, *, processes: int = 1
+    plan: Plan, study: Study, dataset: data.AnyDataset, device: torch.device, *, processes: int = 1
 ) -> dict[str, Any]:
     """The study's written plan: the one on disk where it is the same, else the new one, not yet written.
 
@@ -96,7 +96,7 @@ def exclusive(study: Study) -> Iterator[None]:
 def run(
     plan: Plan,
     study: Study,
-    dataset: data.Dataset,
+    dataset: data.AnyDataset,
     *,
     device: torch.device,
     progress: Progress,
@@ -119,6 +119,7 @@ def run(
     """
     if isinstance(plan.recipe, ImageRecipe):
         return _images_stage(plan, plan.recipe, study, dataset, session or Session(device), progress)
+    assert isinstance(dataset, data.Dataset)
     chosen: dict[str, float] = {}
     if plan.tune:
         _stage(plan.recipe, plan.tuning_runs(), "tuning", study, dataset, device, progress, checkpoint_every)
@@ -127,7 +128,7 @@ def run(
 
 
 def _images_stage(
-    plan: Plan, recipe: ImageRecipe, study: Study, dataset: data.Dataset, session: Session, progress: Progress
+    plan: Plan, recipe: ImageRecipe, study: Study, dataset: data.AnyDataset, session: Session, progress: Progress
 ) -> None:
     runs = plan.runs({})
     if session.share.writes:
@@ -135,6 +136,7 @@ def _images_stage(
     session.any(False)  # nobody looks for results before the damaged ones are set aside
     pending = _pending(study, runs, "final", progress)
     if pending and session.devices:
+        assert isinstance(dataset, data.Dataset), "a process of a pool cannot start workers of its own"
         spread(recipe, pending, dataset, study, session, progress)
     elif pending:
         train_images(recipe, pending, dataset, study, session, progress)

@@ -5,15 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zeromean.lab.data.augment import whole_batches
+from zeromean.lab.data.augment import Batch
 
-_AT_ONCE = 1000
+AT_ONCE = 1000
+_TOP = 5
+
+
+class Judgement(NamedTuple):
+    """How good a network is on some images.
+
+    Attributes:
+        loss: the mean cross entropy.
+        error: images whose class is not the first one of the network, in percent; nan if the loss is not finite.
+        top5_error: images whose class is not among its first five, in percent; nan also for five classes or fewer.
+    """
+
+    loss: float
+    error: float
+    top5_error: float
+
+
+UNKNOWN = Judgement(math.nan, math.nan, math.nan)
 
 
 def logits_of(network: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -24,15 +43,21 @@ def logits_of(network: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def judge(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """Mean cross entropy and error in percent of a network in evaluation mode; no error if the loss is not finite."""
-    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
-    for x, y in whole_batches(images, labels, _AT_ONCE, dtype=dtype):
+def judge(network: nn.Module, batches: Iterable[Batch], dtype: torch.dtype) -> Judgement:
+    """Judge a network in evaluation mode, by at least one batch of images in that type."""
+    sums = torch.zeros(3, dtype=torch.float64, device=next(network.parameters()).device)
+    count = classes = 0
+    for x, y in batches:
         logits = logits_of(network, x, dtype)
+        first = logits.topk(min(_TOP, logits.shape[1])).indices
         sums[0] += F.cross_entropy(logits, y, reduction="sum").double()
         sums[1] += (logits.argmax(1) != y).sum()
-    loss, wrong = (sums / len(labels)).tolist()
-    return loss, 100 * wrong if math.isfinite(loss) else math.nan
+        sums[2] += (first != y.unsqueeze(1)).all(1).sum()
+        count, classes = count + len(y), logits.shape[1]
+    loss, wrong, missed = (sums / count).tolist()
+    if not math.isfinite(loss):
+        return Judgement(loss, math.nan, math.nan)
+    return Judgement(loss, 100 * wrong, 100 * missed if classes > _TOP else math.nan)
 
 
 @torch.no_grad()
@@ -49,7 +74,7 @@ def mean_activations(network: nn.Module, images: Tensor, dtype: torch.dtype) -> 
 
     layers = {name: one for name, one in network.named_modules() if name.rpartition(".")[2].startswith("activation")}
     with _watching(layers, add):
-        for x in images.split(_AT_ONCE):
+        for x in images.split(AT_ONCE):
             logits_of(network, x.to(dtype=dtype, memory_format=torch.channels_last), dtype)
     points = torch.tensor([0.25, 0.5, 0.75], device=images.device)
     quartiles = torch.stack([torch.quantile(mean, points) for mean in sums.values()])

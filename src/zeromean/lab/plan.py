@@ -23,7 +23,7 @@ import zeromean
 from zeromean.lab import data
 from zeromean.lab.activation import Activation, parse
 from zeromean.lab.data.augment import part_of_batch
-from zeromean.lab.nets import StackedNetwork
+from zeromean.lab.nets import STACKS, StackedNetwork
 from zeromean.lab.recipes.images import ImageRecipe, Norm
 from zeromean.lab.recipes.recipe import Recipe, Task
 from zeromean.lab.store import DamagedFileError, Run, Study
@@ -173,8 +173,9 @@ def make(
 
     Raises:
         ValueError: an arm is named twice or unknown, the baseline is no arm, the recipe cannot be tuned or
-            normalized, or a number is out of range.
+            normalized, does not fit its network or its data, or a number is out of range.
     """
+    _check_fit(recipe)
     sides = _sides(recipe, activations, norms)
     if seeds < 1 or first_seed < 0 or first_seed + seeds > 2**16:
         raise ValueError(f"seeds must lie between 0 and 65535 and be at least one, got {seeds} from {first_seed}")
@@ -200,6 +201,23 @@ def make(
     return Plan(
         name or recipe.name, recipe, tuple(arms), comparisons, tuple(range(first_seed, first_seed + seeds)), tune
     )
+
+
+def _check_fit(recipe: AnyRecipe) -> None:
+    if isinstance(recipe, Recipe):
+        if data.is_folder(recipe.data):
+            raise ValueError(
+                f"data={recipe.data} is a folder of images, which {recipe.name!r} cannot train on, as its networks "
+                f"take the data set in memory: choose one of {', '.join(data.available())}"
+            )
+        return
+    stacks = STACKS[recipe.network]
+    for number, phase in enumerate(recipe.phases, 1):
+        if len(phase.dropout) != stacks:
+            raise ValueError(
+                f"phase {number} of {recipe.name!r} must have a dropout rate for each of the {stacks} stacks of "
+                f"{recipe.network}, got {len(phase.dropout)}: 0 where nothing is dropped"
+            )
 
 
 def _sides(recipe: AnyRecipe, activations: Sequence[str], norms: Sequence[str]) -> list[Side]:
@@ -267,7 +285,7 @@ def _samples(task: Task, dataset: data.Dataset) -> tuple[Samples, Samples]:
     return Samples(train, dataset.train_labels), Samples(test, dataset.test_labels)
 
 
-def estimate_seconds(plan: Plan, dataset: data.Dataset, device: torch.device) -> float | None:
+def estimate_seconds(plan: Plan, dataset: data.AnyDataset, device: torch.device) -> float | None:
     """Training time of the whole study, from a few timed steps of each stage's real stacked network.
 
     None for a convolutional recipe: to compile and warm up a step takes longer than a reader of plans waits, and the
@@ -275,6 +293,7 @@ def estimate_seconds(plan: Plan, dataset: data.Dataset, device: torch.device) ->
     """
     if isinstance(plan.recipe, ImageRecipe):
         return None
+    assert isinstance(dataset, data.Dataset)
     recipe = plan.recipe
     stages = [(plan.tuning_runs(), True), (plan.runs(dict.fromkeys((arm.name for arm in plan.arms), 0.01)), False)]
     return sum(
@@ -317,7 +336,7 @@ def epochs_of(recipe: AnyRecipe, samples: int) -> int:
 
 
 def describe(
-    plan: Plan, dataset: data.Dataset, device: torch.device, seconds: float | None, *, processes: int = 1
+    plan: Plan, dataset: data.AnyDataset, device: torch.device, seconds: float | None, *, processes: int = 1
 ) -> dict[str, Any]:
     """The whole of ``plan.json``: what was decided, and where and from what it runs."""
     from zeromean.lab import stats
@@ -350,6 +369,7 @@ def describe(
                 "name": dataset.name,
                 "source": dataset.source,
                 "checksums": dataset.checksums,
+                "classes": dataset.classes,
                 "train": samples,
                 "validation": plan.recipe.validation,
                 "test": len(dataset.test_labels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from zeromean.lab import data
+from zeromean.lab.data import AnyDataset
 from zeromean.lab.images import material
 from zeromean.lab.plan import epochs_of
 from zeromean.lab.recipes.images import ImageRecipe
@@ -35,6 +36,7 @@ class Session:
         together: runs that share the device; None takes the recipe's number on one GPU, else one.
         tensorboard: whether to write event files.
         devices: over which the runs are spread, a process for each; none keeps them in this one.
+        workers: processes that decode the images of a folder; None takes those that the processors allow.
     """
 
     device: torch.device
@@ -42,6 +44,15 @@ class Session:
     together: int | None = None
     tensorboard: bool = False
     devices: tuple[torch.device, ...] = ()
+    workers: int | None = None
+
+    @property
+    def decoding(self) -> int:
+        """Processes that decode images for this one: its part of the processors, at most 16."""
+        if self.workers is not None:
+            return self.workers
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(16, processors // self.share.processes))
 
     def at_once(self, recipe: ImageRecipe) -> int:
         """Runs that share the device."""
@@ -58,7 +69,7 @@ class Session:
 
 
 def train_images(
-    recipe: ImageRecipe, runs: Sequence[Run], dataset: data.Dataset, study: Study, session: Session, progress: Progress
+    recipe: ImageRecipe, runs: Sequence[Run], dataset: AnyDataset, study: Study, session: Session, progress: Progress
 ) -> None:
     """Train the runs, a group after the other; on SIGTERM end after the epoch, with a checkpoint.
 
@@ -67,8 +78,8 @@ def train_images(
         Stopped: SIGTERM came to this process or to one that it trains with.
     """
     board = Board(study.path) if session.tensorboard and session.share.writes else None
-    images = material(recipe, dataset, session.device)
-    epochs, together = epochs_of(recipe, len(images.train)), session.at_once(recipe)
+    images = material(recipe, dataset, session.device, workers=session.decoding, share=session.share)
+    epochs, together = epochs_of(recipe, images.samples), session.at_once(recipe)
     tell = progress.stage("final", epochs * len(runs))
     try:
         with sigterm() as asked:

@@ -15,7 +15,7 @@ from rich.text import Text
 import zeromean
 import zeromean.nn as zmnn
 from zeromean.lab.activation import parse
-from zeromean.lab.data import describe, load
+from zeromean.lab.data import describe, describe_folders, is_folder, load, load_folder
 from zeromean.lab.recipes import RECIPES, ImageRecipe, find
 from zeromean.lab.schedule import duration, length, setting
 from zeromean.lab.store import Study
@@ -89,9 +89,9 @@ def _activation(text: str) -> RenderableType:
 def data_sets(names: Sequence[str]) -> Table:
     """Every data set and its state, after loading the named ones."""
     for name in names:
-        load(name)
+        load_folder(name) if is_folder(name) else load(name)
     table = _table("Data sets", "name", "training", "test", "pixels", "state", "where", "note")
-    for row in describe():
+    for row in (*describe(), *describe_folders()):
         pixels = "x".join(map(str, row.image_shape[1:]))
         table.add_row(row.name, str(row.train_count), str(row.test_count), pixels, row.state, row.where, row.detail)
     return table

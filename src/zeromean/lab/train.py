@@ -1,8 +1,9 @@
 """Train convolutional networks on images: one loop over epochs that reads from top to bottom.
 
-A step is a batch of augmented images gathered on the device and one `Update` by it. On CUDA its forward and backward
-passes are compiled and the whole step is recorded as one graph and replayed, so that the host launches one thing a
-step; several runs may share a GPU, each on a stream of its own. On a CPU the same step runs as it is written.
+A step is a batch of augmented images, gathered on the device or streamed to it, and one `Update` by it. On CUDA its
+forward and backward passes are compiled and the whole step is recorded as one graph and replayed, so that the host
+launches one thing a step; several runs may share a GPU, each on a stream of its own. On a CPU the same step runs as it
+is written.
 
 All that a run is (weights, momentum, average, counters) goes into its checkpoint, and random numbers are functions of
 seed and step, so that a killed run continues; on a CPU with the same bits. A step whose loss or gradient is not finite
@@ -23,10 +24,10 @@ from torch import Tensor
 
 from zeromean.lab.activation import parse
 from zeromean.lab.chance import Chance
-from zeromean.lab.data.augment import Batches
-from zeromean.lab.images import Material
+from zeromean.lab.data.augment import whole_batches
+from zeromean.lab.images import AnyMaterial
 from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
-from zeromean.lab.observe import blame, judge, mean_activations
+from zeromean.lab.observe import AT_ONCE, UNKNOWN, Judgement, blame, judge, mean_activations
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 from zeromean.lab.recording import arithmetic, record
 from zeromean.lab.sharing import ALONE, Share
@@ -39,7 +40,7 @@ OnEpoch = Callable[[int, int], None]
 def train(
     recipe: ImageRecipe,
     runs: Sequence[Run],
-    material: Material,
+    material: AnyMaterial,
     study: Study,
     *,
     device: torch.device,
@@ -201,16 +202,13 @@ class Training:
     """
 
     def __init__(
-        self, recipe: ImageRecipe, run: Run, material: Material, device: torch.device, share: Share = ALONE
+        self, recipe: ImageRecipe, run: Run, material: AnyMaterial, device: torch.device, share: Share = ALONE
     ) -> None:
         self.recipe, self.run, self.material, self.share = recipe, run, material, share
         self.network = build(recipe, run, material.classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         half = recipe.precision == "bfloat16" and device.type == "cuda"
         self.dtype = torch.bfloat16 if half else torch.float32
-        self._batches = Batches(
-            material.train, material.train_labels, recipe.batch_size, seed=run.seed, pad=recipe.pad, flip=recipe.flip,
-            dtype=self.dtype, share=(share.rank, share.processes),
-        )  # fmt: skip
+        self._batches = material.source(recipe, seed=run.seed, dtype=self.dtype, share=share)
         self._update = Update(recipe, self.network, self._batches, seed=run.seed, share=share, dtype=self.dtype)
         self._chance = Chance(device, run.seed, share.rank)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -243,6 +241,7 @@ class Training:
     def advance(self) -> None:
         """Queue the next step."""
         with self._on_stream():
+            self._batches.ready(self.steps_done % self._batches.steps)
             phase = self.recipe.phase(self.steps_done)
             if phase != self._phase:
                 self._enter(phase)
@@ -276,6 +275,7 @@ class Training:
         update = self._update
         update.place.fill_(step % self._batches.steps)
         update.number.fill_(step)
+        self._batches.ready(step % self._batches.steps)
 
         def losses() -> Iterator[Tensor]:
             for x, labels in update.parts():
@@ -287,11 +287,12 @@ class Training:
 
     def watch(self) -> dict[str, Any]:
         """What the epoch that ended leaves in ``metrics.jsonl``, without its time."""
+        images, labels = self.material.probe, self.material.probe_labels
+        held_out = self.material.validation_batches(self.dtype) if self.share.writes else None
         with self._update.evaluated() as network:
-            _, train_error = judge(network, self.material.probe, self.material.probe_labels, self.dtype)
-            held_out = self.material.validation
-            validation = judge(network, *held_out, self.dtype)[1] if held_out else math.nan
-            medians, spreads = mean_activations(network, self.material.probe, self.dtype)
+            train_error = judge(network, whole_batches(images, labels, AT_ONCE, dtype=self.dtype), self.dtype).error
+            validation = judge(network, held_out, self.dtype).error if held_out else math.nan
+            medians, spreads = mean_activations(network, images, self.dtype)
         ok = self.diverged is None
         return {
             "epoch": self.epoch,
@@ -316,14 +317,15 @@ class Training:
 
         ``images_per_second`` is that of the device while steps were taken, all runs on it counted.
         """
-        test_loss, test_error = (math.nan, math.nan) if self.diverged else self._test()
-        ok = math.isfinite(test_loss)
+        test = UNKNOWN if self.diverged else self._test()
+        ok = math.isfinite(test.loss)
         known = {
             "train_loss": last["train_loss"],
             "train_error": last["train_error"],
             "validation_error": last["validation_error"],
-            "test_loss": finite(test_loss),
-            "test_error": finite(test_error),
+            "test_loss": finite(test.loss),
+            "test_error": finite(test.error),
+            "test_top5_error": finite(test.top5_error),
             "median_mean_activation": finite(_mean_size(last["mean_activation"])) if ok else None,
         }
         diverged = None if ok else self.diverged or self._in_evaluation()
@@ -339,10 +341,10 @@ class Training:
             "together": self.spent.together,
         }
 
-    def _test(self) -> tuple[float, float]:
-        """Mean loss and error in percent on the images that the run is judged on."""
+    def _test(self) -> Judgement:
+        """How the network does on the images that the run is judged on."""
         with self._update.evaluated() as network:
-            return judge(network, self.material.test, self.material.test_labels, self.dtype)
+            return judge(network, self.material.test_batches(self.dtype), self.dtype)
 
     def _in_evaluation(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "step": self.steps_done, "layer": "output in evaluation mode"}

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zeromean.lab.data.augment import Batch, Batches
+from zeromean.lab.data.augment import Batch, Source
 from zeromean.lab.nets import ConvolutionalNetwork
 from zeromean.lab.observe import logits_of
 from zeromean.lab.order import noise_seeds
@@ -59,7 +59,7 @@ class Update:
         self,
         recipe: ImageRecipe,
         network: ConvolutionalNetwork,
-        batches: Batches,
+        batches: Source,
         *,
         seed: int,
         share: Share = ALONE,

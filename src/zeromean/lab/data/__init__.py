@@ -1,4 +1,7 @@
-"""Data sets, checked byte for byte before use: digits (no download), MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100."""
+"""Data sets, checked byte for byte before use: digits (no download), MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100.
+
+Folders of images, such as ImageNet's, are listed instead and read while a network trains.
+"""
 
 from zeromean.lab.data.augment import Batches as Batches
 from zeromean.lab.data.augment import whole_batches as whole_batches
@@ -10,5 +13,11 @@ from zeromean.lab.data.dataset import Dataset as Dataset
 from zeromean.lab.data.dataset import as_vectors as as_vectors
 from zeromean.lab.data.dataset import split_validation as split_validation
 from zeromean.lab.data.folder import data_root as data_root
+from zeromean.lab.data.imagenet import FolderDataset as FolderDataset
+from zeromean.lab.data.imagenet import describe_folders as describe_folders
+from zeromean.lab.data.imagenet import is_folder as is_folder
+from zeromean.lab.data.imagenet import load_folder as load_folder
 from zeromean.lab.data.whiten import Images as Images
 from zeromean.lab.data.whiten import prepare as prepare
+
+AnyDataset = Dataset | FolderDataset

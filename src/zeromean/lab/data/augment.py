@@ -12,6 +12,7 @@ position in the epoch alone, as in `zeromean.lab.order`: a batch has the same bi
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +36,25 @@ def draw_crops(seed: Tensor, epoch: int, count: int, places: int) -> tuple[Tenso
     draws = uniform(_CROPS + (seed << 32) + epoch, (count, 3))
     top, left = (draws[:, :2].T * places).long()
     return top, left, (draws[:, 2] < 0.5).long()
+
+
+class Source(Protocol):
+    """Where a training's batches come from, one epoch after the other.
+
+    Attributes:
+        steps: Batches in an epoch.
+    """
+
+    steps: int
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch; every epoch has its own order, crops and flips."""
+
+    def ready(self, place: int) -> None:
+        """Called by the host before the step at that place of the epoch; gets what `take` then reads."""
+
+    def take(self, step: Tensor) -> Batch:
+        """Return the batch of a step, int64 ``[1]``, by work on the device alone."""
 
 
 class Batches:
@@ -102,6 +122,9 @@ class Batches:
         start = (order * self._height + top) * self._width + left + flipped * (len(self._columns_j) - 1)
         plan = torch.stack([start, 1 - 2 * flipped, self._labels[order]])
         self._plan.copy_(plan.view(3, self.steps, -1).transpose(0, 1)[:, :, self._part])
+
+    def ready(self, place: int) -> None:
+        """Do nothing: all batches of the epoch lie on the device."""
 
     def take(self, step: Tensor) -> Batch:
         """Gather the batch of a step of the epoch that was set.

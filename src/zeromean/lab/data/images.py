@@ -5,14 +5,16 @@ their classes in that file, and its training images in ``train/<class>/images``.
 
 The central square of every image is resized to ``resize`` by ``resize`` pixels (bilinear, antialiased). Training takes
 a random ``crop`` by ``crop`` part of it, half of them mirrored, evaluation the central one. Clevert et al. 2016,
-section 4.3, say no more than "re-sized to 256x256 pixels" and "per-pixel mean subtracted"; a square cut out rather than
+section 4.4, say no more than "re-sized to 256x256 pixels" and "per-pixel mean subtracted"; a square cut out rather than
 squeezed, and the filter, are our choices. All draws are made before a worker sees them, as functions of seed, epoch and
 position alone, so batches do not depend on the number of workers.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from zeromean.lab.data.augment import draw_crops, part_of_batch
 from zeromean.lab.order import sample_order
+from zeromean.lab.sharing import ALONE, Share
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
@@ -34,6 +37,22 @@ class ImageSplit:
 
     files: tuple[Path, ...]
     labels: tuple[int, ...]
+
+    @cached_property
+    def paths(self) -> np.ndarray:
+        """The files' names as one array, which forked workers share: reading a Python object would copy its page."""
+        return np.array([os.fsencode(file) for file in self.files])
+
+    def take(self, indices: Sequence[int]) -> "ImageSplit":
+        """Return those images alone."""
+        return ImageSplit(tuple(self.files[i] for i in indices), tuple(self.labels[i] for i in indices))
+
+    def checksum(self) -> str:
+        """Return the SHA-256 sum over the images' classes, names and sizes in bytes; contents are not read."""
+        found = hashlib.sha256()
+        for file, label in zip(self.files, self.labels, strict=True):
+            found.update(os.fsencode(f"{label}\t{file.name}\t{file.stat().st_size}\n"))
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
 def _images_in(folder: Path) -> list[Path]:
     inner = folder / "images"
     files = (inner if inner.is_dir() else folder).iterdir()
-    return sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    return sorted((file for file in files if file.suffix.lower() in SUFFIXES), key=lambda file: file.name)
 
 
 def _annotated(folder: Path, annotations: Path) -> dict[str, list[Path]]:
@@ -134,6 +153,8 @@ def training_batches(
     workers: int,
     resize: int = 256,
     crop: int = 224,
+    flip: bool = True,
+    first: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[ImageBatch]:
     """Yield the batches of an epoch: shuffled, randomly cropped and flipped; a last part of a batch is left out.
@@ -146,6 +167,8 @@ def training_batches(
         workers: Processes that read; 0 reads in this one. The batches are the same.
         resize: Side of the square that an image becomes.
         crop: Side of the part that is taken of it.
+        flip: Whether each image is mirrored left to right with probability 1/2.
+        first: Batches of the epoch that are left out at its beginning.
         share: (rank, processes): this process takes the rank-th of so many equal parts of every batch.
 
     Raises:
@@ -156,8 +179,8 @@ def training_batches(
     kept = len(split.files) // batch_size * batch_size
     seed_tensor = torch.tensor(seed)
     order = sample_order(seed_tensor.view(1), epoch, len(split.files))[0, :kept]
-    crops = draw_crops(seed_tensor, epoch, kept, _places(resize, crop))
-    plan = torch.stack([order, *crops], dim=1).view(-1, batch_size, 4)[:, part]
+    top, left, flipped = draw_crops(seed_tensor, epoch, kept, _places(resize, crop))
+    plan = torch.stack([order, top, left, flipped * flip], dim=1).view(-1, batch_size, 4)[first:, part]
     return _batches(split, list(plan), resize, crop, workers)
 
 
@@ -173,20 +196,32 @@ def evaluation_batches(
     return _batches(split, list(plan.split(batch_size)), resize, crop, workers)
 
 
-def mean_image(split: ImageSplit, *, workers: int, resize: int = 256) -> Tensor:
+def mean_image(
+    split: ImageSplit,
+    *,
+    workers: int,
+    resize: int = 256,
+    share: Share = ALONE,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Return the mean of every pixel over the images, float32 ``[3, resize, resize]``; sums are exact.
 
     Args:
         split: The training images.
         workers: Processes that read.
         resize: Side of the square that an image becomes.
+        share: Every process reads an equal part of the images, and all return the same.
+        device: Where several processes exchange their sums.
 
     Raises:
         ValueError: If an image cannot be read.
     """
     total = torch.zeros(3, resize, resize, dtype=torch.int64)
-    for batch in evaluation_batches(split, 64, workers=workers, resize=resize, crop=resize):
+    own = split.take(range(share.rank, len(split.files), share.processes))
+    for batch in evaluation_batches(own, 64, workers=workers, resize=resize, crop=resize):
         total += batch.images.sum(0)
+    if share.processes > 1:
+        total = share.begin_sum([total.to(device)])()[0].cpu()
     return (total.double() / len(split.files)).float()
 
 
@@ -215,30 +250,33 @@ def _places(resize: int, crop: int) -> int:
 
 def _batches(split: ImageSplit, plan: list[Tensor], resize: int, crop: int, workers: int) -> Iterator[ImageBatch]:
     loader = DataLoader(
-        _Crops(split.files, resize, crop),
+        _Crops(split.paths, resize, crop),
         batch_sampler=map(Tensor.tolist, plan),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
     labels = torch.tensor(split.labels)
-    for part, images_bhwc in zip(plan, loader, strict=True):
-        yield ImageBatch(images_bhwc.permute(0, 3, 1, 2), labels[part[:, 0]], part[:, 1:])
+    try:
+        for part, images_bhwc in zip(plan, loader, strict=True):
+            yield ImageBatch(images_bhwc.permute(0, 3, 1, 2), labels[part[:, 0]], part[:, 1:])
+    except ValueError as error:  # a worker's ends in what it raised, behind its traceback
+        raise ValueError(str(error).rstrip().rpartition("\nValueError: ")[2]) from error
 
 
 class _Crops(TorchDataset[Tensor]):
     """Cuts what it is told to, so that nothing is drawn in a worker."""
 
-    def __init__(self, files: tuple[Path, ...], resize: int, crop: int) -> None:
-        self.files, self.resize, self.crop = files, resize, crop
+    def __init__(self, paths: np.ndarray, resize: int, crop: int) -> None:
+        self.paths, self.resize, self.crop = paths, resize, crop
 
     def __getitem__(self, place: list[int]) -> Tensor:
         index, top, left, flipped = place
-        pixels = _square(self.files[index], self.resize)[top : top + self.crop, left : left + self.crop]
+        pixels = _square(os.fsdecode(self.paths[index]), self.resize)[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(np.ascontiguousarray(pixels[:, ::-1] if flipped else pixels))
 
 
-def _square(path: Path, resize: int) -> np.ndarray:
+def _square(path: str, resize: int) -> np.ndarray:
     from PIL import Image
 
     try:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from zeromean.lab.data.imagenet import is_folder
 from zeromean.lab.recipes.recipe import Initialization, _parse
 from zeromean.spelling import nearest
 
 Network = Literal["elu11", "elu18", "elu15"]
 Norm = Literal["none", "batch"]
 Precision = Literal["bfloat16", "tf32", "float32"]
-Normalization = Literal["gcn-zca", "mean-std"]
+Normalization = Literal["gcn-zca", "mean-std", "pixel-mean"]
 Curve = Literal["stairs", "linear"]
 _FIXED = {"name", "title", "source", "network", "phases", "rates", "expected_sd"}
 _FACTORS = ("length", "rate_factor")
@@ -43,7 +44,7 @@ class ImageRecipe:
         name: what the command line calls it.
         title: one line for tables and reports.
         source: the part of a paper that it follows, and which parts are our choice.
-        data: a name that :func:`zeromean.lab.data.load` knows.
+        data: a name that :func:`zeromean.lab.data.load` or :func:`zeromean.lab.data.load_folder` knows.
         network: a function of :mod:`zeromean.lab.nets`.
         activations: the arms that ``compare`` trains when none are named; the first is the one under study.
         baseline: the arm that the others are compared with.
@@ -54,8 +55,10 @@ class ImageRecipe:
         momentum: of stochastic gradient descent, ``v <- momentum v + g; w <- w - rate v``.
         nesterov: looks ahead: ``w <- w - rate (g + momentum v)``.
         weight_decay: L2, added to the gradient; slopes of activations are exempt.
-        normalization: of the images, see :func:`zeromean.lab.data.prepare`.
-        pad: zeros on each side, out of which a crop of the old size is taken.
+        normalization: of the images, see :func:`zeromean.lab.data.prepare`; ``pixel-mean`` for those of a folder.
+        pad: zeros on each side, out of which a crop of the old size is taken; not for a folder.
+        resize: side of the square that an image of a folder becomes.
+        crop: side of the part that is taken of it.
         flip: whether images are mirrored at random.
         label_smoothing: share of the target spread over all classes.
         clip: largest norm of the whole gradient; 0 does not clip.
@@ -88,6 +91,8 @@ class ImageRecipe:
     weight_decay: float = 5e-4
     normalization: Normalization = "gcn-zca"
     pad: int = 4
+    resize: int = 256
+    crop: int = 224
     flip: bool = True
     label_smoothing: float = 0.0
     clip: float = 0.0
@@ -119,8 +124,16 @@ class ImageRecipe:
         _check(
             bool(self.phases) and all(phase.steps >= 1 for phase in self.phases), self, "phases", "of a step or more"
         )
+        rates = [phase.dropout for phase in self.phases]
+        sound = all(own[-1:] == (0,) and all(0 <= rate < 1 for rate in own) for own in rates)
+        _check(sound, self, "phases", "with dropout in [0, 1) for each stack, 0 for the last one")
         _check(bool(self.activations) and bool(self.norms), self, "activations", "at least one, as are the norms")
         _check(self.batch_size % self.accumulate == 0, self, "accumulate", f"a divisor of {self.batch_size}")
+        _check(1 <= self.crop <= self.resize, self, "crop", f"in [1, {self.resize}], which resize is")
+        _check(self.momentum > 0 or not self.nesterov, self, "nesterov", "false where momentum is 0")
+        streamed = is_folder(self.data)
+        fitting = f"{'pixel-mean' if streamed else 'gcn-zca or mean-std'} for the data {self.data!r}"
+        _check((self.normalization == "pixel-mean") == streamed, self, "normalization", fitting)
 
     @property
     def steps(self) -> int:

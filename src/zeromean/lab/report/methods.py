@@ -12,6 +12,7 @@ Recipe = Mapping[str, Any]
 _WHITENING = {
     "gcn-zca": "contrast-normalized and ZCA-whitened",
     "mean-std": "normalized by mean and standard deviation of each colour",
+    "pixel-mean": "with the mean of every pixel subtracted",
 }
 _CLASSIFICATION = "The error is the percentage of test samples that the network gets wrong"
 _RECONSTRUCTION = "The error is the mean squared error of a pixel of the test images, times 1000"
@@ -58,6 +59,9 @@ def _images(plan: Mapping[str, Any], labels: Sequence[str]) -> str:
 
 def _augmentation(recipe: Recipe) -> str:
     crop = f", cropped at random out of {recipe['pad']} pixels of padding" if recipe["pad"] else ""
+    if recipe["normalization"] == "pixel-mean":
+        sides = [f"{recipe[side]}x{recipe[side]}" for side in ("resize", "crop")]
+        crop = f", resized to {sides[0]} pixels and cropped at random to {sides[1]}"
     return crop + (", mirrored at random" if recipe["flip"] else "")
 
 

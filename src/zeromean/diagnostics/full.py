@@ -1,0 +1,88 @@
+"""The preset ``full``: from the natural-gradient quantities of single units to numbers of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from zeromean.diagnostics import fisher
+from zeromean.diagnostics.generators import generators_put_back
+from zeromean.diagnostics.layers import Layer
+from zeromean.diagnostics.light import Seen
+from zeromean.diagnostics.shield import eagerly
+from zeromean.diagnostics.units import UnitQuantities
+from zeromean.nn.linear import LinearAct
+
+Fisher = Literal["auto", "exact", "sampled", "empirical"]
+
+OF_UNITS = ("k", "cosine", "norm_ratio", "bias_shift", "natural_bias_shift", "bias_gradient", "natural_bias")
+MOST_CLASSES = 100
+
+
+def measurable(layers: Sequence[Layer], seen: Mapping[str, Seen]) -> dict[str, nn.Module]:
+    """Linear and convolution layers that ran once: a Fisher block needs their preactivation, and one input a sample."""
+    return {
+        layer.name: layer.module
+        for layer in layers
+        if isinstance(layer.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and not isinstance(layer.module, LinearAct)
+        and layer.name in seen
+        and f"{layer.name}#2" not in seen
+    }
+
+
+def natural(
+    root: nn.Module,
+    layers: Mapping[str, nn.Module],
+    inputs: Any,
+    targets: Tensor | None,
+    scores: Tensor,
+    *,
+    which: Fisher,
+    damping: float,
+) -> dict[str, UnitQuantities]:
+    """Measure those layers; see `zeromean.diagnostics.measure`.
+
+    Args:
+        root: the model.
+        layers: of it, by name.
+        inputs: of the model.
+        targets: of the plain gradient.
+        scores: what the model returned for the inputs.
+        which: ``auto`` takes the exact Fisher of up to 100 classes or outputs, since it costs a backward pass for each,
+            and the sampled one of more.
+        damping: see `zeromean.diagnostics.measure`.
+    """
+    regression = targets is not None and targets.is_floating_point()
+    outputs = scores[0].numel() if regression else scores.shape[-1]
+    few = outputs <= MOST_CLASSES and (regression or scores.ndim == 2)
+    with generators_put_back(root), eagerly(root):
+        return fisher.measure(
+            root,
+            layers,
+            tuple(inputs) if isinstance(inputs, list) else inputs,
+            targets=targets,
+            fisher=("exact" if few else "sampled") if which == "auto" else which,
+            output="gaussian" if regression else "softmax",
+            damping=damping,
+        )
+
+
+def of_units(found: UnitQuantities) -> dict[str, Tensor]:
+    """What a report keeps of every unit."""
+    return {name: value for name in OF_UNITS if (value := getattr(found, name)) is not None}
+
+
+def of_layer(found: UnitQuantities) -> dict[str, Tensor]:
+    """The numbers of a layer, as tensors without dimensions: medians over units that pass gradients."""
+    values = of_units(found)
+    sizes = {name: value.abs().nanmedian() for name, value in values.items()}
+    numbers: dict[str, Tensor] = {
+        name: values[name].nanmedian() for name in ("k", "cosine", "norm_ratio") if name in values
+    }
+    if "bias_shift" in sizes:
+        numbers["bias_ratio"] = sizes["bias_gradient"] / sizes["natural_bias"]
+        numbers["shift_ratio"] = sizes["bias_shift"] / sizes["natural_bias_shift"]
+    return numbers | {"residual": found.residual.nan_to_num(0).amax()}

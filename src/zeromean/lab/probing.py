@@ -1,0 +1,200 @@
+"""``zeromean probe``: a model of the user's own, or a recipe's network, probed on a data set before or while it trains.
+
+The user's code is imported, as Python does, and nothing else of it is loaded. A model of one's own gets images
+``[N, C, H, W]``, a recipe's what the recipe trains on; both have pixels in [0, 1] unless the recipe normalizes them.
+Training here is plain stochastic gradient descent on batches drawn with seed 0: enough to see a network start, not a
+run of the recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from zeromean.diagnostics import Report, probe
+from zeromean.diagnostics.shield import default_loss
+from zeromean.diagnostics.watch import Preset
+from zeromean.lab.activation import parse
+from zeromean.lab.data import as_vectors, load
+from zeromean.lab.images import Material, material
+from zeromean.lab.nets import mlp
+from zeromean.lab.recipes import RECIPES, ImageRecipe, find
+from zeromean.lab.store import Run
+from zeromean.lab.train import build
+from zeromean.spelling import nearest
+
+_OVER_STEPS = ("input_shift", "saturated", "dead", "weight_gradient", "shift_ratio", "cosine")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is probed.
+
+    Attributes:
+        title: for the terminal.
+        model: on its device.
+        images: to train on and to probe with, as the model takes them.
+        targets: class indices, or numbers of the model's output.
+        batch_size: of a training step.
+        learning_rate: of plain stochastic gradient descent.
+    """
+
+    title: str
+    model: nn.Module
+    images: Tensor
+    targets: Tensor
+    batch_size: int = 64
+    learning_rate: float = 0.01
+
+
+def subject(
+    target: str, data: str, activation: str | None, device: torch.device, *, flat: bool, norm: str = "none"
+) -> Subject:
+    """A model and what to probe it with.
+
+    Args:
+        target: ``module:function``, a function without arguments that returns a `torch.nn.Module`; or a recipe's name.
+        data: a data set's name; of a recipe, its own if empty.
+        activation: of a recipe's network.
+        device: of everything.
+        flat: whether a model of the user's own takes vectors.
+        norm: of a convolutional recipe's network.
+
+    Raises:
+        ValueError: If there is no such recipe, module, function or data set, or the function makes no module.
+    """
+    if ":" not in target:
+        return _of_recipe(target, data, activation, norm, device)
+    if activation is not None:
+        raise ValueError(f"activation is for recipes, got {activation!r} for {target!r}: let its function choose")
+    dataset = load(data or "digits")
+    images = as_vectors(dataset)[0] if flat else dataset.train_images.float().div_(dataset.pixel_max)
+    model = made_by(target).to(device)
+    return Subject(f"{target} on {dataset.name}", model, images.to(device), dataset.train_labels.to(device))
+
+
+def made_by(target: str) -> nn.Module:
+    """Call ``module:function``, the module found as from a script in the current folder.
+
+    Raises:
+        ValueError: If the module or the function is not found, or it makes no `torch.nn.Module`.
+    """
+    name, _, function = target.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise
+        raise ValueError(f"no module {name!r} is found from {here}: write my_module:build for my_module.py") from error
+    build_model = getattr(module, function, None)
+    if not callable(build_model):
+        known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+        raise ValueError(f"{name} has no function {function!r}: {nearest(function, known)}")
+    model = build_model()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{target} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _of_recipe(name: str, data: str, activation: str | None, norm: str, device: torch.device) -> Subject:
+    if name not in RECIPES:
+        raise ValueError(f"{name!r} is no recipe: {nearest(name, RECIPES)}, or my_module:build for a model of your own")
+    recipe = find(name)
+    dataset = load(data or recipe.data)
+    chosen = activation or recipe.activations[0]
+    title = f"{recipe.title}, {parse(chosen).label}"
+    if isinstance(recipe, ImageRecipe):
+        found = material(recipe, dataset, device)
+        if not isinstance(found, Material):
+            raise ValueError(
+                f"the images of {name!r} are read while it trains, got too many to hold: probe my_module:build"
+            )
+        network = build(recipe, Run("probe", chosen, recipe.rate(0), 0, norm=norm), found.classes)
+        model: nn.Module = network.to(device)
+        return Subject(title, model, found.train, found.train_labels, recipe.batch_size, recipe.rate(0))
+    vectors = as_vectors(dataset)[0]
+    classes = recipe.task == "classification"
+    widths = (vectors.shape[1], *recipe.hidden, len(dataset.classes) if classes else vectors.shape[1])
+    model = mlp(widths, parse(chosen), seed=0, initialization=recipe.initialization)
+    targets = dataset.train_labels if classes else vectors
+    rate = recipe.learning_rates[0]
+    return Subject(title, model.to(device), vectors.to(device), targets.to(device), recipe.batch_size, rate)
+
+
+def run(
+    chosen: Subject,
+    *,
+    preset: str = "full",
+    layers: Sequence[str] = (),
+    samples: int = 500,
+    steps: int = 0,
+    every: int = 10,
+) -> Report:
+    """Probe on a fixed batch, before the first of so many training steps, on every so many, and after the last.
+
+    Args:
+        chosen: from `subject`.
+        preset: ``light`` or ``full``.
+        layers: names or globs; all that can be read if empty.
+        samples: of the probe batch, drawn with seed 0 from the training set.
+        steps: of plain stochastic gradient descent; 0 only probes.
+        every: steps between two measurements.
+
+    Raises:
+        ValueError: If samples or steps make no sense, or as `zeromean.probe`.
+    """
+    if samples < 2 or steps < 0 or every < 1:
+        raise ValueError(f"samples must be at least 2, steps 0 and every 1, got {samples}, {steps} and {every}")
+    generator = torch.Generator().manual_seed(0)
+    picked = _draw(len(chosen.images), samples, generator).to(chosen.images.device)
+    batch, targets, wanted = chosen.images[picked], chosen.targets[picked], list(layers) or None
+    if steps == 0:
+        return probe.measure(chosen.model, batch, targets, cast(Preset, preset), wanted)
+
+    def due(step: int) -> bool:
+        return step % every == 0 or step == steps
+
+    with probe(chosen.model, cast(Preset, preset), wanted, due, inputs=batch, targets=targets) as p:
+        _train(chosen, steps, generator)
+    return p.report()
+
+
+def _draw(count: int, samples: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator)[:samples]
+
+
+def _train(chosen: Subject, steps: int, generator: torch.Generator) -> None:
+    """The last forward pass, behind the last update, is there to be measured."""
+    optimizer = torch.optim.SGD(chosen.model.parameters(), chosen.learning_rate)
+    for step in range(steps + 1):
+        picked = _draw(len(chosen.images), chosen.batch_size, generator).to(chosen.images.device)
+        loss = default_loss(chosen.model(chosen.images[picked]), chosen.targets[picked])
+        if step < steps:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Write report.json and the pictures that the report has numbers for; returns their paths."""
+    pictures = {"units": report.histograms("mean")}
+    if len(report.steps) > 1:
+        shown = {name for layer in report.layers for name in layer.series}
+        pictures |= {f"steps_{name}": report.heat_map(name) for name in _OVER_STEPS if name in shown}
+    if any("cosine" in layer.of_units for layer in report.layers):
+        pictures["arrows"] = report.arrows()
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"report.json": report.to_json()} | {f"{name}.svg": svg for name, svg in pictures.items()}
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    return [folder / name for name in contents]
