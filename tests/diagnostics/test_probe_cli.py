@@ -21,7 +21,7 @@ Zeromean = Callable[..., str]
 def zeromean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Zeromean:
     """Runs a command in a folder with a module; returns what it printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("zeromean.lab.cli._console.width", 200)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_probed_module.py").write_text(OWN)
 

@@ -48,7 +48,7 @@ Zeromean = Callable[..., str]
 def zeromean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Zeromean]:
     """Runs a command in an empty folder, on tiny images, and returns what it printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("zeromean.lab.cli._console.width", 200)
     monkeypatch.setattr(data, "load", tiny_cifar)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

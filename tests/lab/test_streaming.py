@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 def zeromean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Zeromean:
     """Runs a command in the folder that holds the images and returns what it printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("zeromean.lab.cli._console.width", 200)
 
     def call(*words: str) -> str:
         main(words)

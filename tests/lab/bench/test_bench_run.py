@@ -124,7 +124,7 @@ def test_the_command_measures_and_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("zeromean.lab.cli._console.width", 200)
     words = ["relu", "--elements", "4096", "--contenders", "zeromean", "eager", "--rounds", "1", "--device", "cpu"]
     main(["bench", *words, "--output", "out"])
     assert "ours against the best other" in capsys.readouterr().out

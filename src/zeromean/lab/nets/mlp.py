@@ -30,6 +30,6 @@ def mlp(
         layers += [nn.utils.skip_init(nn.Linear, fan_in, fan_out), activation.build()]
     network = nn.Sequential(*layers[:-1])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         zmnn.init_(network, "relu" if initialization == "he" else activation.build())
     return network
