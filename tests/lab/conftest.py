@@ -23,6 +23,22 @@ ARMS: dict[str, tuple[str, str, float, float, float, float]] = {
     "shifted_relu": ("ShiftedReLU", "shifted_relu", 2.4, 0.3, 0.15, -0.12),
 }
 StudyFolder = Callable[..., Study]
+Zeromean = Callable[..., str]
+
+
+@pytest.fixture
+def zeromean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Zeromean:
+    """Runs a command in an empty folder and returns what it printed."""
+    from zeromean.lab.cli import main  # needs more packages than the rest of this folder
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zeromean.lab.cli._console.width", 200)
+
+    def call(*words: str) -> str:
+        main(words)
+        return capsys.readouterr().out
+
+    return call
 
 
 @pytest.fixture(scope="session")

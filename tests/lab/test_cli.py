@@ -15,25 +15,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from zeromean.lab.cli import main
 from zeromean.lab.progress import Bar
 
 SMALL = ["digits-mlp8", "hidden=16,16", "probe_samples=50"]
 ARMS = ["--activations", "elu", "relu", "eelu"]
 Zeromean = Callable[..., str]
-
-
-@pytest.fixture
-def zeromean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Zeromean:
-    """Runs a command in an empty folder and returns what it printed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zeromean.lab.cli._console.width", 200)
-
-    def call(*words: str) -> str:
-        main(words)
-        return capsys.readouterr().out
-
-    return call
 
 
 def refusal(zeromean: Zeromean, capsys: pytest.CaptureFixture[str], *words: str) -> str:

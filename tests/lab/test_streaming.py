@@ -20,7 +20,6 @@ from tests.lab.small_images import untimed
 from torch import Tensor
 
 from zeromean.lab import streaming
-from zeromean.lab.cli import main
 from zeromean.lab.compare import open_study
 from zeromean.lab.data import FolderDataset, load_folder, split_validation
 from zeromean.lab.data import imagenet as folders
@@ -51,19 +50,6 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "imagenet")
-
-
-@pytest.fixture
-def zeromean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Zeromean:
-    """Runs a command in the folder that holds the images and returns what it printed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zeromean.lab.cli._console.width", 200)
-
-    def call(*words: str) -> str:
-        main(words)
-        return capsys.readouterr().out
-
-    return call
 
 
 def recipe(**changes: Any) -> ImageRecipe:

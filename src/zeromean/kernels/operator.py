@@ -339,20 +339,6 @@ def _run_backward(
     """An operator's backward pass on real tensors."""
     kept = dense(kept)
     gradient = laid_out_as(gradient, kept)
-    dx, d0, d1 = _backward_programs(operator, gradient, kept, signs, rest, scalars, output_kept, learn)
-    return laid_out_as(dx, kept), d0, d1
-
-
-def _backward_programs(
-    operator: Operator,
-    gradient: Tensor,
-    kept: Tensor,
-    signs: Tensor | None,
-    rest: Rest,
-    scalars: Sequence[float],
-    output_kept: bool,
-    learn: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
     launch = _programs(operator, kept)
     if launch is not None:
         p0, p1, seed, noisy = rest
@@ -362,7 +348,8 @@ def _backward_programs(
             return launch.backward(  # type: ignore[no-any-return]
                 operator.name, view, gradient, kept, signs, parameters, seed, noisy, scalars, output_kept, learn
             )
-    return _plain_slope(operator, gradient, kept, signs, rest, scalars, output_kept)
+    dx, d0, d1 = _plain_slope(operator, gradient, kept, signs, rest, scalars, output_kept)
+    return laid_out_as(dx, kept), d0, d1
 
 
 def _register(operator: Operator) -> None:

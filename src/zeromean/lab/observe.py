@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -129,3 +129,13 @@ def _watching(layers: dict[str, nn.Module], see: Callable[[str, Tensor], None]) 
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def finite(value: float) -> float | None:
+    """The value to seven digits, or None where it is not a finite number."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def mean_size(medians: Sequence[float | None]) -> float | None:
+    """How far the layers' medians are from zero, on average; None where one is not finite."""
+    return finite(sum(math.nan if median is None else abs(median) for median in medians) / len(medians))

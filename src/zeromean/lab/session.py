@@ -109,11 +109,10 @@ def _follow(
     """Tell of a group in epochs of all runs, the earlier groups' included, with the last row of each of its runs."""
 
     def on_epoch(epoch: int, runs: int) -> None:
-        rows = {run: study.metrics(run) for run in group}
         if board is not None:
-            for run, found in rows.items():
-                board.show(run, found)
-        note(words([found[-1] for found in rows.values() if found]))
+            for run in group:
+                board.show(run, study.metrics(run))
+        note(words([row for run in group if (row := study.latest(run)) is not None]))
         tell(before + epoch * len(group), runs)
 
     return on_epoch

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from zeromean.lab.activation import parse
 from zeromean.lab.nets import StackedNetwork, mlp
+from zeromean.lab.observe import finite, mean_size
 from zeromean.lab.order import noise_seeds, sample_order
 from zeromean.lab.recipes.recipe import Recipe, Task
 from zeromean.lab.store import Checkpoint, Run, Study
@@ -278,11 +279,6 @@ def watch(network: StackedNetwork, task: Task, splits: Splits, losses: Tensor) -
     ]
 
 
-def finite(value: float) -> float | None:
-    """The value to seven digits, or None where it is not a finite number."""
-    return float(f"{value:.7g}") if math.isfinite(value) else None
-
-
 def _restore(
     network: StackedNetwork, runs: Sequence[Run], study: Study, checkpoint: Checkpoint | None
 ) -> tuple[int, list[int | None], float]:
@@ -322,7 +318,7 @@ def _finish(
             "validation_error": last["validation_error"],
             "test_loss": finite(losses[position]) if splits.test else None,
             "test_error": finite(errors[position]) if splits.test else None,
-            "median_mean_activation": _mean_size(last["mean_activation"]) if ok else None,
+            "median_mean_activation": mean_size(last["mean_activation"]) if ok else None,
         }
         outcome = {
             "status": "ok" if ok else "diverged",
@@ -333,7 +329,3 @@ def _finish(
             "together": len(runs),
         }
         study.finish(run, outcome, network.weights(position) if ok and run.stage == "final" else None)
-
-
-def _mean_size(medians: Sequence[float]) -> float | None:
-    return finite(sum(map(abs, medians)) / len(medians))

@@ -27,7 +27,7 @@ from zeromean.lab.chance import Chance
 from zeromean.lab.data.augment import whole_batches
 from zeromean.lab.images import AnyMaterial
 from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
-from zeromean.lab.observe import AT_ONCE, UNKNOWN, Judgement, blame, judge, mean_activations
+from zeromean.lab.observe import AT_ONCE, UNKNOWN, Judgement, blame, finite, judge, mean_activations, mean_size
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 from zeromean.lab.recording import arithmetic, record
 from zeromean.lab.sharing import ALONE, Share
@@ -326,7 +326,7 @@ class Training:
             "test_loss": finite(test.loss),
             "test_error": finite(test.error),
             "test_top5_error": finite(test.top5_error),
-            "median_mean_activation": finite(_mean_size(last["mean_activation"])) if ok else None,
+            "median_mean_activation": mean_size(last["mean_activation"]) if ok else None,
         }
         diverged = None if ok else self.diverged or self._in_evaluation()
         return {
@@ -377,12 +377,3 @@ def build(recipe: ImageRecipe, run: Run, classes: int) -> ConvolutionalNetwork:
     return NETWORKS[recipe.network](
         classes, parse(run.activation), run.norm, seed=run.seed, initialization=recipe.initialization, **padding
     )
-
-
-def finite(value: float) -> float | None:
-    """The value to seven digits, or None where it is not a finite number."""
-    return float(f"{value:.7g}") if math.isfinite(value) else None
-
-
-def _mean_size(medians: Sequence[float | None]) -> float:
-    return sum(math.nan if median is None else abs(median) for median in medians) / len(medians)

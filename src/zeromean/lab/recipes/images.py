@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from zeromean.lab.data.imagenet import is_folder
-from zeromean.lab.recipes.recipe import Initialization, _parse
+from zeromean.lab.recipes.recipe import Initialization
 from zeromean.spelling import nearest
 
 Network = Literal["elu11", "elu18", "elu15"]
@@ -212,7 +212,7 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
         if field not in hints.keys() - _FIXED:
             known = nearest(field, sorted(hints.keys() - _FIXED))
             raise ValueError(f"recipe {recipe.name!r} has no field {field!r} to override: {known}")
-        changes[field] = _truth(field, value) if hints[field] is bool else _parse(field, value, hints[field])
+        changes[field] = _truth(field, value) if hints[field] is bool else parse_value(field, value, hints[field])
     changes = {field: value for field, value in changes.items() if value != getattr(recipe, field, 1.0)}
     if not changes:
         return recipe

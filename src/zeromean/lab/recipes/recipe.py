@@ -126,7 +126,7 @@ def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
                 f"recipe {recipe.name!r} has no field {field!r} to override: "
                 f"{nearest(field, sorted(hints.keys() - fixed))}"
             )
-        changes[field] = _parse(field, value, hints[field])
+        changes[field] = parse_value(field, value, hints[field])
     changes = {field: value for field, value in changes.items() if value != getattr(recipe, field)}
     if changes:
         told = (
@@ -137,10 +137,11 @@ def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def _parse(field: str, text: str, hint: Any) -> Any:
+def parse_value(field: str, text: str, hint: Any) -> Any:
+    """A field's value from its text, as the command line gives it; the field names it in errors."""
     if typing.get_origin(hint) is tuple:
         kind = typing.get_args(hint)[0]
-        return tuple(_parse(field, part, kind) for part in text.split(",") if part)
+        return tuple(parse_value(field, part, kind) for part in text.split(",") if part)
     if hint in (int, float):
         try:
             return hint(text)
