@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from zeromean.lab.data.imagenet import is_folder
-from zeromean.lab.recipes.recipe import Initialization
+from zeromean.lab.recipes.recipe import Initialization, parse_value
 from zeromean.spelling import nearest
 
 Network = Literal["elu11", "elu18", "elu15"]
