@@ -38,8 +38,10 @@ def recorded(step: Callable[[], object]) -> list[Callable[[], object]]:
         x = next(tensor for tensor in tensors if tensor is not None)
         run, *fixed = plan.kernels[x.dtype]
         stream = torch._C._cuda_getCurrentRawStream(x.get_device())
-        arguments = (*plan.grid, stream, *fixed, *tensors, *plan.shape, *numbers, *plan.rest)
-        launches.append(lambda: run(*arguments))
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        arguments = (*plan.grid, stream, *fixed, *addresses, *plan.shape, *numbers, *plan.rest)
+        # With the tensors, so that their memory is not given away.
+        launches.append(lambda: (run(*arguments), tensors))
 
     launch._launch = record
     try:

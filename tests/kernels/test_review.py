@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import zeromean as zm
 from tests.cases import ACTIVATION_CASES, ActivationCase
-from zeromean.kernels import operator
+from zeromean.kernels import modes, operator
 from zeromean.nn import functional as zf
 
 # From inside torch: tracing makes an instance of an autograd function, and the code generator imports old modules.
@@ -109,8 +109,8 @@ def test_tensors_of_other_classes_go_through_the_dispatcher() -> None:
 
     x = torch.randn(3)
     other = x.as_subclass(Other)
-    assert operator._direct(x, nn.Parameter(x), None)
-    assert not operator._direct(x, other)
+    assert modes.direct(x, nn.Parameter(x), None)
+    assert not modes.direct(x, other)
 
 
 @pytest.mark.parametrize(("capability", "recent"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])

@@ -27,8 +27,10 @@ _MOST_ROWS = 65535
 # Partial sums that a program of the finishing sum reads at a time.
 _FINISH = 8192
 # Columns into which many shares of one parameter are folded first, so that more than one program sums them.
-_FOLD = 256
+FOLD = 256
 _LONGEST_INT32 = 2**31 - 2**16
+# In this version what Triton does in Python at each launch of a program without scratch memory can be left out.
+_LAUNCHER_IS_KNOWN = triton.__version__.startswith("3.6.")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,6 @@ class View:
         plane: In columns, how many positions lie between one sample and the next.
         slices: Stacked networks with seeds of their own.
         logical: Whether memory's order is the logical one.
-        plans: Of the launches on it, by everything else that decides them: what Python works out once.
     """
 
     rows: int
@@ -132,7 +133,6 @@ class View:
     plane: int = 1
     slices: int = 1
     logical: bool = True
-    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def count(self) -> int:
@@ -144,26 +144,8 @@ class View:
         return self.inner % 8 == 0 or (self.rows == 1 and self.slices == 1)
 
 
-# Views by the tensors' shapes, strides, types and device; with their plans, so that a program compiled for one is
-# found again at little cost.
-_views: dict[Any, View | None] = {}
-_MOST_VIEWS = 4096
-
-
 def view_of(x: Tensor, parameters: Sequence[Tensor], seed: Tensor | None) -> View | None:
     """See a dense tensor as rows or columns; None where only plain operators can do it."""
-    key: Any = (x.shape, x.stride(), x.dtype, x.get_device(), None if seed is None else seed.shape)
-    for parameter in parameters:
-        key = (key, parameter.shape, parameter.dtype)
-    try:
-        return _views[key]
-    except KeyError:
-        if len(_views) >= _MOST_VIEWS:
-            _views.clear()
-        return _views.setdefault(key, _view_of(x, parameters, seed))
-
-
-def _view_of(x: Tensor, parameters: Sequence[Tensor], seed: Tensor | None) -> View | None:
     count, slices = x.numel(), 1 if seed is None else seed.numel()
     logical = x.is_contiguous()
     if seed is not None and not logical and not _channels_last(x):
@@ -212,7 +194,7 @@ class Plan:
         shape: Its integers.
         constants: Its compile-time arguments, in order.
         warps: To a block.
-        kernels: What starts the compiled program, by the type of the first tensor (its view tells the others).
+        kernels: What starts the compiled program, by the type of the first tensor (the lane tells the others).
     """
 
     program: Any
@@ -232,30 +214,13 @@ _Layout = tuple[tuple[int, int, int], tuple[int, ...], dict[str, Any]]
 
 
 @functools.lru_cache(maxsize=1024)
-def _numbers(name: str, scalars: tuple[float, ...]) -> tuple[float, ...]:
+def numbers_of(name: str, scalars: tuple[float, ...]) -> tuple[float, ...]:
+    """What the programs take for the scalars of a call."""
     return FORMULAS[name].numbers(*map(float, scalars))
 
 
-def forward(
-    name: str,
-    view: View,
-    x: Tensor,
-    parameters: Sequence[Tensor],
-    seed: Tensor | None,
-    noisy: Tensor | None,
-    scalars: Sequence[float],
-    signs: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Run the forward program on a dense tensor."""
-    plan = _plan(view, _forward_plan, name, signs)
-    y = torch.empty_like(x)
-    packed = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device) if signs else None
-    pointers = (x, y, packed, *_pair(parameters), _contiguous(seed), _bytes(noisy))
-    _launch(plan, pointers, _numbers(name, tuple(scalars)))
-    return y, packed
-
-
-def _forward_plan(view: View, name: str, signs: bool) -> Plan:
+def forward_plan(view: View, name: str, signs: bool) -> Plan:
+    """How a forward pass is launched."""
     formula = FORMULAS[name]
     constants = {
         "VALUE": formula.value,
@@ -269,46 +234,14 @@ def _forward_plan(view: View, name: str, signs: bool) -> Plan:
         grid, shape, tile = _columns(view, bool(formula.noise), width, depth, steps)
         return Plan(programs.forward_columns, grid, shape, {**constants, "SHARED": view.channels == 1, **rest, **tile})
     grid, shape, tile = _rows(view, _STEPS if formula.noise else 1)
-    return Plan(programs.forward_rows, grid, shape, {**constants, "FULL": formula.full, **rest, **tile}, _FORWARD_WARPS)
+    warps = _WARPS if signs else _FORWARD_WARPS
+    return Plan(programs.forward_rows, grid, shape, {**constants, "FULL": formula.full, **rest, **tile}, warps)
 
 
-def backward(
-    name: str,
-    view: View,
-    gradient: Tensor,
-    kept: Tensor,
-    signs: Tensor | None,
-    parameters: Sequence[Tensor],
-    seed: Tensor | None,
-    noisy: Tensor | None,
-    scalars: Sequence[float],
-    output_kept: bool,
-    learn: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Run the backward program on a gradient laid out as the kept tensor; sum the parameters' gradients if asked."""
-    parameters = () if FORMULAS[name].full else parameters
-    learn = learn and bool(parameters)
-    plan, shares = _plan(view, _backward_plan, name, len(parameters), signs is not None, output_kept, learn)
-    dx, share = torch.empty_like(gradient), None
-    if learn:
-        # Shares that no program writes are there to fill up the last column of `_sum`.
-        make = torch.zeros if view.channels == 1 and shares[2] % _FOLD == 0 else torch.empty
-        share = make(shares, dtype=torch.float32, device=gradient.device)
-    pointers = (gradient, kept, signs, dx, share, *_pair(parameters), _contiguous(seed), _bytes(noisy))
-    _launch(plan, pointers, _numbers(name, tuple(scalars)))
-    if share is None:
-        return dx, None, None
-    d0, d1 = _pair([torch.empty_like(p) for p in parameters])
-    if view.columns and view.channels == 1:
-        share = share.view(len(parameters), 1, -1, 1)
-    _sum(view, share, d0, d1)
-    return dx, d0, d1
-
-
-def _backward_plan(
+def backward_plan(
     view: View, name: str, parameters: int, signs: bool, output_kept: bool, learn: bool
 ) -> tuple[Plan, tuple[int, int, int, int]]:
-    """The plan, and the shape of the shares: parameters, slices, shares, channels."""
+    """How a backward pass is launched, and the shape of the shares: parameters, slices, shares, channels."""
     formula = FORMULAS[name]
     constants = {
         "SLOPE": formula.slope,
@@ -327,28 +260,19 @@ def _backward_plan(
         steps = _NOISE_STEPS if formula.noise else _COLUMN_STEPS if learn else 1
         grid, shape, tile = _columns(view, bool(formula.noise), _WIDTH, _DEPTH, steps)
         plan = Plan(programs.backward_columns, grid, shape, {**constants, "SHARED": view.channels == 1, **rest, **tile})
-        return plan, (parameters, 1, shape[4], view.inner)
+        shares = shape[4] if view.channels > 1 else shape[4] * view.inner
+        return plan, (parameters, 1, shares, view.channels)
     grid, shape, tile = _rows(view, _STEPS if learn or formula.noise else 1)
     chunks = shape[3] if tile["ROWS"] == 1 else 1
     shares = view.rows // view.channels * chunks
     if view.channels == 1 and shares > _FINISH:
-        shares = triton.cdiv(shares, _FOLD) * _FOLD
+        shares = triton.cdiv(shares, FOLD) * FOLD
     plan = Plan(programs.backward_rows, grid, (*shape, shares), {**constants, **rest, **tile})
     return plan, (parameters, view.slices, shares, view.channels)
 
 
-def _sum(view: View, share: Tensor, d0: Tensor | None, d1: Tensor | None) -> None:
-    """Sum [parameter, slice, share, channel] over the shares; many shares of one channel in two steps."""
-    kinds, slices, shares, channels = share.shape
-    if channels == 1 and shares % _FOLD == 0:
-        columns = torch.empty((kinds, slices, _FOLD, 1), dtype=torch.float32, device=share.device)
-        shape = (1, kinds * slices, shares // _FOLD, _FOLD)
-        _launch(_plan(view, _finish_plan, *shape), (share, columns, None), ())
-        share, shares = columns, _FOLD
-    _launch(_plan(view, _finish_plan, kinds, slices, shares, channels), (share, d0, d1), ())
-
-
-def _finish_plan(view: View, kinds: int, slices: int, shares: int, channels: int) -> Plan:
+def finish_plan(kinds: int, slices: int, shares: int, channels: int) -> Plan:
+    """How shares of this shape are summed."""
     width = min(triton.next_power_of_2(channels), 8)
     deep = min(_FINISH // width, triton.next_power_of_2(shares))
     constants = {"PARAMETERS": kinds, "STEPS": triton.cdiv(shares, deep), "DEEP": deep, "WIDTH": width}
@@ -356,48 +280,43 @@ def _finish_plan(view: View, kinds: int, slices: int, shares: int, channels: int
     return Plan(programs.finish, grid, (shares, channels), constants, _FINISH_WARPS)
 
 
-def _plan(view: View, make: Callable[..., Any], *arguments: Any) -> Any:
-    key = (make, *arguments)
-    plan = view.plans.get(key)
-    if plan is None:
-        plan = view.plans[key] = make(view, *arguments)
-    return plan
-
-
-def _contiguous(seed: Tensor | None) -> Tensor | None:
-    return seed.contiguous() if seed is not None else None
-
-
-def _bytes(flag: Tensor | None) -> Tensor | None:
-    return flag.view(torch.uint8) if flag is not None else None
-
-
-def _pair(tensors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    first, second = (*tensors, None, None)[:2]
-    return first, second
-
-
 def _launch(plan: Plan, tensors: Sequence[Tensor | None], numbers: Sequence[float]) -> None:
     """Launch on the tensors' GPU; by the compiled program once there is one, which saves most of Triton's time."""
     x = tensors[0]
     assert x is not None
-    if x.is_cuda and x.get_device() != torch._C._cuda_getDevice():
-        with torch.cuda.device(x.device):
+    device = x.get_device()
+    if device >= 0 and device != torch._C._cuda_getDevice():
+        with torch.cuda.device(device):
             return _launch(plan, tensors, numbers)
-    address = 0
+    addresses: list[int | None] = []
+    bits = 0
     for tensor in tensors:
-        if tensor is not None:
-            address |= tensor.data_ptr()
-    known = plan.kernels.get(x.dtype) if address % 16 == 0 else None
+        address = None if tensor is None else tensor.data_ptr()
+        bits |= address or 0
+        addresses.append(address)
+    known = plan.kernels.get(x.dtype) if bits % 16 == 0 else None
     if known is not None:
         run, *fixed = known
-        stream = torch._C._cuda_getCurrentRawStream(x.get_device())
-        run(*plan.grid, stream, *fixed, *tensors, *plan.shape, *numbers, *plan.rest)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(*plan.grid, stream, *fixed, *addresses, *plan.shape, *numbers, *plan.rest)
         return None
-    kernel = plan.program[plan.grid](*tensors, *plan.shape, *numbers, **plan.constants, num_warps=plan.warps)
-    if kernel is not None and address % 16 == 0:
-        plan.kernels[x.dtype] = (kernel.run, kernel.function, kernel.packed_metadata, None, None, None)
+    pointers = [_bytes(tensor) for tensor in tensors]
+    kernel = plan.program[plan.grid](*pointers, *plan.shape, *numbers, **plan.constants, num_warps=plan.warps)
+    if kernel is not None and bits % 16 == 0:
+        plan.kernels[x.dtype] = _start(kernel)
     return None
+
+
+def _start(kernel: Any) -> tuple[Any, ...]:
+    """What starts a compiled program, and its arguments between the stream and the tensors."""
+    run, rest = kernel.run, (kernel.packed_metadata, None, None, None)
+    if _LAUNCHER_IS_KNOWN and getattr(run, "global_scratch_size", 1) == getattr(run, "profile_scratch_size", 1) == 0:
+        return run.launch, kernel.function, run.launch_cooperative_grid, run.launch_pdl, None, None, *rest
+    return run, kernel.function, *rest
+
+
+def _bytes(tensor: Tensor | None) -> Tensor | None:
+    return tensor.view(torch.uint8) if tensor is not None and tensor.dtype == torch.bool else tensor
 
 
 def _rows(view: View, steps: int) -> _Layout:

@@ -1,9 +1,8 @@
 """An activation as operators of torch: plain formulas everywhere, the fused programs on CUDA.
 
-For each activation there are four operators in the namespace ``zeromean``: NAME, NAME_signs, NAME_backward and
-NAME_backward_parameters (not where the one parameter is a residual, whose gradient is the incoming one). A compiler
-sees them whole, so that what is kept between forward and backward is what they say, and noise is made again from its
-seed and never drawn twice. An autograd function around them keeps one tensor.
+A compiler sees the operators whole (`registration`), so that what is kept between forward and backward is what they
+say, and noise is made again from its seed and never drawn twice. An autograd function around them keeps one tensor. In
+eager mode a call that is like an earlier one goes past all that, straight to the launches (`again`, `lane`).
 """
 
 from __future__ import annotations
@@ -12,14 +11,15 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from zeromean.kernels.lowering import teach_inductor
 from zeromean.kernels.memory import dense, laid_out_as, pack, strided, unpack
+from zeromean.kernels.modes import PLAIN, differentiates_forward, direct, plain_eager, traced, transformed
+from zeromean.kernels.registration import register
 
 # What an activation keeps for its backward pass: its output, its input, or its output and one bit an element that
 # tells the side that the input was on.
@@ -34,18 +34,16 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 SMALL = 2**20
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
-_REST = "Tensor? p0, Tensor? p1, Tensor? seed, Tensor? noisy, float[] scalars"
-_GRADIENT = f"Tensor gradient, Tensor kept, Tensor? signs, {_REST}, bool output_kept"
 
-_library = torch.library.Library("zeromean", "FRAGMENT")
+# What an activation was asked for: its settings, the tensor, the parameters as they were given, seed and flag.
+Asked = tuple[Any, ...]
+Rest = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
 _operators: dict[str, Operator] = {}
-
-
-# Private to torch; if they should go, every call takes the slower way.
-_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-_modes_active: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+# What earlier calls came to, by operator, settings and kind of tensors.
+_calls: dict[Any, Call | None] = {}
+_MOST_CALLS = 4096
 
 
 def fused(x: Tensor) -> bool:
@@ -78,7 +76,7 @@ class Operator:
     ) -> None:
         self.name, self.value, self.slope, self.zero_positive, self.adds = name, value, slope, zero_positive, adds
         _operators[name] = self
-        _register(self)
+        register(name, functools.partial(_run, self), functools.partial(_run_backward, self), _derive, learns=not adds)
 
     def __call__(
         self,
@@ -90,15 +88,55 @@ class Operator:
         *scalars: float,
         keep: Keep,
         record: bool,
+        asked: Asked | None = None,
     ) -> Tensor:
-        """The activation of x; ``record`` if a backward pass may follow, which then keeps what ``keep`` says."""
-        if not record or (_differentiates_forward() and not torch.compiler.is_compiling()):
+        """The activation of x; ``record`` if a backward pass may follow, which then keeps what ``keep`` says.
+
+        With ``asked``, the arguments of `again`, the next call of this kind need not come here.
+        """
+        if plain_eager() and fused(x):
+            y = self._launched(asked or ((keep, scalars), x, p0, p1, seed, noisy), (p0, p1), keep, scalars)
+            if y is not None:
+                return y
+        if not record or (differentiates_forward() and not torch.compiler.is_compiling()):
             return self.run(x, p0, p1, seed, noisy, scalars)
-        if _traced():
+        if traced():
             results = _Activation.apply(self.name, keep, x, p0, p1, seed, noisy, *scalars)  # type: ignore[no-untyped-call]
             return results[0] if keep == "signs" else results  # type: ignore[no-any-return]
-        y: Tensor = _EagerActivation.apply(self, keep, x, p0, p1, seed, noisy, *scalars)  # type: ignore[no-untyped-call]
-        return y
+        return Call(self, keep, scalars).recorded(x, p0, p1, seed, noisy)
+
+    def again(
+        self,
+        settings: Any,
+        x: Tensor,
+        p0: Tensor | None = None,
+        p1: Tensor | None = None,
+        seed: Tensor | None = None,
+        noisy: Tensor | None = None,
+    ) -> Tensor | None:
+        """The activation, by what an earlier call of the same kind came to; None if there was none.
+
+        ``settings`` is all that decides, together with the kind of tensors, what is kept and the scalars. The
+        parameters may lie along x in any way that the earlier call took.
+        """
+        if not plain_eager() or not _calls:
+            return None
+        call = _calls.get((self.name, settings, _kind(x, p0, p1, seed, noisy)))
+        return None if call is None else call(x, p0, p1, seed, noisy)
+
+    def _launched(
+        self, asked: Asked, aligned: tuple[Tensor | None, Tensor | None], keep: Keep, scalars: tuple[float, ...]
+    ) -> Tensor | None:
+        """As `again`, where this may be the first call of its kind; None if there is more to do than to launch."""
+        settings, *tensors = asked
+        tensors += [None] * (5 - len(tensors))
+        key = (self.name, settings, _kind(*tensors))
+        if key not in _calls:
+            if len(_calls) >= _MOST_CALLS:
+                _calls.clear()
+            _calls[key] = None if key[2] is None else _call(self, tensors, aligned, keep, scalars)
+        call = _calls[key]
+        return None if call is None else call(*tensors)
 
     def run(
         self,
@@ -110,9 +148,9 @@ class Operator:
         scalars: Sequence[float],
     ) -> Tensor:
         """The value alone, by the fused program or by the plain formula."""
-        if not fused(x) or _transformed():
+        if not fused(x) or transformed():
             return _own(self.value(x, p0, p1, seed, noisy, *scalars))
-        if _direct(x, p0, p1):
+        if direct(x, p0, p1):
             return _run(self, False, x, p0, p1, seed, noisy, scalars)[0]
         return getattr(torch.ops.zeromean, self.name)(x, p0, p1, seed, noisy, scalars)  # type: ignore[no-any-return]
 
@@ -121,37 +159,95 @@ class Operator:
         return (x < 0).logical_not() if self.zero_positive else x > 0
 
 
-def _traced() -> bool:
-    """Whether a compiler or a transform of `torch.func` follows the call."""
-    return torch.compiler.is_compiling() or _transforms_active()
-
-
-def _differentiates_forward() -> bool:
-    """Whether forward-mode differentiation does, which goes through no autograd function of ours."""
-    return forward_ad._current_level >= 0
-
-
-def _transformed() -> bool:
-    """Whether a transform of `torch.func` or forward-mode differentiation does, which take the plain formulas."""
-    return not torch.compiler.is_compiling() and (_transforms_active() or _differentiates_forward())
-
-
-def _direct(*tensors: Tensor | None) -> bool:
-    """Whether a call may go past torch's dispatcher, which takes longer than a small kernel: plain eager tensors."""
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN:
-            return False
-    return not _traced() and _modes_active() == 0
-
-
 def _run_signs(operator: Operator, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """The value and the packed signs, by the fused program or by plain formulas."""
     p0, p1, seed, noisy, scalars = rest
-    if not fused(x) or _transformed():
+    if not fused(x) or transformed():
         return _own(operator.value(x, p0, p1, seed, noisy, *scalars)), pack(operator.side(x))
-    if _direct(x, p0, p1):
+    if direct(x, p0, p1):
         return _run(operator, True, x, *rest)  # type: ignore[return-value]
     return getattr(torch.ops.zeromean, f"{operator.name}_signs")(x, *rest)  # type: ignore[no-any-return]
+
+
+@dataclass(eq=False)
+class Call:
+    """What is the same in all calls of one kind.
+
+    Attributes:
+        operator: The activation.
+        keep: What it keeps.
+        scalars: Its settings.
+        lane: The launches, if that is all a call comes to.
+        numbers: The scalars as the programs take them.
+        shapes: Those of the parameters along x, where they were given in others.
+        kind: Of the tensors that the lane's backward pass takes.
+    """
+
+    operator: Operator
+    keep: Keep
+    scalars: tuple[float, ...]
+    lane: Any = None
+    numbers: tuple[float, ...] = ()
+    shapes: tuple[torch.Size | None, torch.Size | None] = (None, None)
+    kind: Any = None
+
+    def __call__(
+        self, x: Tensor, p0: Tensor | None, p1: Tensor | None, seed: Tensor | None, noisy: Tensor | None
+    ) -> Tensor:
+        """The activation by the lane alone."""
+        if torch.is_grad_enabled() and (
+            x.requires_grad or (p0 is not None and p0.requires_grad) or (p1 is not None and p1.requires_grad)
+        ):
+            return self.recorded(x, p0, p1, seed, noisy)
+        return self.lane.forward(self.numbers, x, p0, p1, seed, noisy)[0]  # type: ignore[no-any-return]
+
+    def recorded(self, *tensors: Tensor | None) -> Tensor:
+        """The activation as autograd records it."""
+        return _EagerActivation.apply(self, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _call(
+    operator: Operator,
+    tensors: Sequence[Any],
+    aligned: tuple[Tensor | None, Tensor | None],
+    keep: Keep,
+    scalars: tuple[float, ...],
+) -> Call | None:
+    """What a call comes to that only launches programs; None if there is more to do."""
+    x, p0, p1, seed, noisy = tensors
+    if dense(x) is not x:
+        return None
+    if operator.adds:
+        as_they_are = laid_out_as(p0, x) is p0
+    else:
+        as_they_are = all(tensor is None or tensor.is_contiguous() for tensor in (p0, p1, seed))
+    lane = _lane(operator, x, *aligned, seed, keep == "signs", keep != "input") if as_they_are else None
+    if lane is None:
+        return None
+    shapes = tuple(None if p is None else p.shape for p in aligned)
+    kept = x if keep == "input" else torch.empty_like(x)
+    kind = _kind(kept, None if operator.adds else p0, p1, seed, noisy)
+    return Call(operator, keep, scalars, lane, _numbers(operator, scalars), shapes, kind)  # type: ignore[arg-type]
+
+
+def _kind(x: Tensor, p0: Tensor | None, p1: Tensor | None, seed: Tensor | None, noisy: Tensor | None) -> Any:
+    """All of plain tensors that decides what is launched, None of others. Written out, as each pass asks for it."""
+    if type(x) not in PLAIN:
+        return None
+    kind: Any = (x.shape, x.stride(), x.dtype, x.device)
+    if p0 is not None:
+        if type(p0) not in PLAIN:
+            return None
+        kind = (kind, p0.shape, p0.stride(), p0.dtype, p0.device)
+    if p1 is not None:
+        if type(p1) not in PLAIN:
+            return None
+        kind = (kind, p1.shape, p1.stride(), p1.dtype, p1.device)
+    if seed is not None:
+        kind = (kind, type(seed), seed.shape, seed.stride(), seed.dtype, seed.device)
+    if noisy is not None:
+        kind = (kind, type(noisy), noisy.dtype, noisy.device)
+    return kind
 
 
 class _EagerActivation(torch.autograd.Function):
@@ -160,35 +256,53 @@ class _EagerActivation(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        operator: Operator,
-        keep: Keep,
+        call: Call,
         x: Tensor,
         p0: Tensor | None,
         p1: Tensor | None,
         seed: Tensor | None,
         noisy: Tensor | None,
-        *scalars: float,
     ) -> Tensor:
-        signs = None
-        if fused(x) and _direct(x, p0, p1):
-            y, signs = _run(operator, keep == "signs", x, p0, p1, seed, noisy, scalars)
-        elif keep == "signs":
-            y, signs = _run_signs(operator, x, p0, p1, seed, noisy, scalars)
+        operator, signs = call.operator, None
+        if call.lane is not None:
+            y, signs = call.lane.forward(call.numbers, x, p0, p1, seed, noisy)
+        elif call.keep == "signs":
+            y, signs = _run_signs(operator, x, p0, p1, seed, noisy, call.scalars)
         else:
-            y = operator.run(x, p0, p1, seed, noisy, scalars)
-        ctx.name, ctx.keep, ctx.scalars, ctx.strides = operator.name, keep, scalars, y.stride()
-        p0 = None if operator.adds else p0
-        ctx.save_for_backward(x if keep == "input" else y, signs, p0, p1, seed, noisy)
-        return y
+            y = operator.run(x, p0, p1, seed, noisy, call.scalars)
+        ctx.call, ctx.strides = call, y.stride()
+        ctx.save_for_backward(x if call.keep == "input" else y, signs, None if operator.adds else p0, p1, seed, noisy)
+        return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
         kept, signs, *rest = ctx.saved_tensors
+        signs = _contiguous(signs)
+        learn = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        if call.lane is not None and _only_launches(call, gradient, kept, rest):
+            laid_out = gradient if gradient.stride() == ctx.strides else laid_out_as(gradient, kept)
+            dx, d0, d1 = call.lane.backward(call.numbers, laid_out, kept, signs, *rest, learn)
+            return None, dx, gradient if learn and call.operator.adds else d0, d1, None, None
         if signs is not None:
             kept = strided(kept, ctx.strides)
-        wanted = any(ctx.needs_input_grad[3:5])
-        grads = _derive(ctx.name, gradient, kept, signs, tuple(rest), ctx.scalars, ctx.keep != "input", wanted)
-        return None, None, *grads, None, None, *(None,) * len(ctx.scalars)
+        p0, p1 = (_shaped(p, shape) for p, shape in zip(rest[:2], call.shapes, strict=True))
+        arguments = (gradient, kept, signs, (p0, p1, *rest[2:]), call.scalars, call.keep != "input", learn)
+        dx, d0, d1 = _derive(call.operator.name, *arguments)
+        return None, dx, _shaped(d0, rest[0]), _shaped(d1, rest[1]), None, None
+
+
+def _shaped(tensor: Tensor | None, like: Tensor | torch.Size | None) -> Tensor | None:
+    if tensor is None or like is None:
+        return tensor
+    return tensor.reshape(like.shape if isinstance(like, Tensor) else like)
+
+
+def _only_launches(call: Call, gradient: Tensor, kept: Tensor, rest: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass is no other than its lane's: hooks on saved tensors may return what they like."""
+    if torch.is_grad_enabled() or not plain_eager() or type(gradient) is not Tensor:
+        return False
+    return gradient.dtype == kept.dtype and _kind(kept, *rest) == call.kind
 
 
 def _own(y: Tensor) -> Tensor:
@@ -240,9 +354,6 @@ class _Activation(torch.autograd.Function):
         return None, None, *grads, None, None, *(None,) * len(ctx.scalars)
 
 
-Rest = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-
-
 def _derive(
     name: str,
     gradient: Tensor,
@@ -255,9 +366,9 @@ def _derive(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of x, p0 and p1; by plain operators if they are to be differentiated again."""
     again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if again or not fused(kept) or _transformed():
+    if again or not fused(kept) or transformed():
         return _plain_slope(_operators[name], gradient, kept, signs, rest, scalars, output_kept)
-    if _direct(kept, gradient, *rest[:2]):
+    if direct(kept, gradient, *rest[:2]):
         adds = _operators[name].adds
         dx, d0, d1 = _run_backward(
             _operators[name], gradient, kept, signs, rest, scalars, output_kept, learn and not adds
@@ -289,30 +400,43 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:
     """An operator's forward pass on real tensors."""
     x = dense(x)
-    launch = _programs(operator, x)
-    if launch is not None:
-        parameters = [laid_out_as(p0, x)] if operator.adds else _contiguous(p0, p1)
-        view = launch.view_of(x, () if operator.adds else parameters, seed)
-        if view is not None and (not signs or view.packs()):
-            return launch.forward(operator.name, view, x, parameters, seed, noisy, scalars, signs)  # type: ignore[no-any-return]
+    p0, p1, seed = laid_out_as(p0, x) if operator.adds else _contiguous(p0), _contiguous(p1), _contiguous(seed)
+    lane = _lane(operator, x, p0, p1, seed, signs, signs)
+    if lane is not None:
+        return lane.forward(_numbers(operator, scalars), x, p0, p1, seed, noisy)  # type: ignore[no-any-return]
     y = laid_out_as(operator.value(x, p0, p1, seed, noisy, *scalars), x)
     return y, pack(operator.side(x)) if signs else None
 
 
-def _programs(operator: Operator, x: Tensor) -> Any:
-    """The module that launches the programs, or None where an activation, a device or an empty tensor has none."""
+def _lane(
+    operator: Operator,
+    x: Tensor,
+    p0: Tensor | None,
+    p1: Tensor | None,
+    seed: Tensor | None,
+    signs: bool,
+    output_kept: bool,
+) -> Any:
+    """The launches on tensors like these, or None where an activation, a device or an empty tensor has none."""
     if not (fused(x) and x.numel() and _recent(x.device)):
         return None
-    launch = _launch_module()
-    return launch if operator.name in launch.FORMULAS else None
+    module = _lane_module()
+    if operator.name not in module.FORMULAS:
+        return None
+    parameters = [p for p in (p0, p1) if p is not None]
+    return module.lane_of(operator.name, x, parameters, seed, signs, output_kept)
+
+
+def _numbers(operator: Operator, scalars: Sequence[float]) -> Any:
+    return _lane_module().launch.numbers_of(operator.name, tuple(scalars))
 
 
 @functools.cache
-def _launch_module() -> Any:
+def _lane_module() -> Any:
     """Imported when first needed, as it needs Triton."""
-    from zeromean.kernels import launch
+    from zeromean.kernels import lane
 
-    return launch
+    return lane
 
 
 @functools.cache
@@ -321,9 +445,8 @@ def _recent(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _contiguous(*parameters: Tensor | None) -> list[Tensor]:
-    """Those that are there, as the programs read them."""
-    return [p.contiguous() for p in parameters if p is not None]
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _run_backward(
@@ -339,96 +462,12 @@ def _run_backward(
     """An operator's backward pass on real tensors."""
     kept = dense(kept)
     gradient = laid_out_as(gradient, kept)
-    launch = _programs(operator, kept)
-    if launch is not None:
-        p0, p1, seed, noisy = rest
-        parameters = _contiguous(p0, p1)
-        view = launch.view_of(kept, parameters, seed)
-        if view is not None and (signs is None or view.packs()):
-            return launch.backward(  # type: ignore[no-any-return]
-                operator.name, view, gradient, kept, signs, parameters, seed, noisy, scalars, output_kept, learn
-            )
+    p0, p1, seed, noisy = rest
+    p0, p1, seed = _contiguous(p0), _contiguous(p1), _contiguous(seed)
+    lane = _lane(operator, kept, p0, p1, seed, signs is not None, output_kept)
+    if lane is not None:
+        return lane.backward(  # type: ignore[no-any-return]
+            _numbers(operator, scalars), gradient, kept, signs, p0, p1, seed, noisy, learn
+        )
     dx, d0, d1 = _plain_slope(operator, gradient, kept, signs, rest, scalars, output_kept)
     return laid_out_as(dx, kept), d0, d1
-
-
-def _register(operator: Operator) -> None:
-    """Define the operators of an activation, with all that torch wants to know of them."""
-    name = operator.name
-
-    _define(name, f"(Tensor x, {_REST}) -> Tensor", lambda *a: _run(operator, False, *a)[0], _fake_value)
-    _define(
-        f"{name}_signs", f"(Tensor x, {_REST}) -> (Tensor, Tensor)", lambda *a: _run(operator, True, *a), _fake_signs
-    )
-    _define(f"{name}_backward", f"({_GRADIENT}) -> Tensor", lambda *a: _backward(operator, a, False)[0], _fake_slope)
-    if not operator.adds:
-        _define(
-            f"{name}_backward_parameters",
-            f"({_GRADIENT}) -> (Tensor, Tensor, Tensor)",
-            lambda *a: _backward(operator, a, True),
-            _fake_slopes,
-        )
-    torch.library.register_autograd(f"zeromean::{name}", _autograd(name), setup_context=_keep_input, lib=_library)
-
-
-def _backward(operator: Operator, a: Sequence[Any], learn: bool) -> tuple[Tensor, Tensor, Tensor]:
-    gradient, kept, signs, p0, p1, seed, noisy, scalars, output_kept = a
-    dx, d0, d1 = _run_backward(operator, gradient, kept, signs, (p0, p1, seed, noisy), scalars, output_kept, learn)
-    return dx, dx.new_empty(0) if d0 is None else d0, dx.new_empty(0) if d1 is None else d1
-
-
-def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    _library.define(name + schema)
-    _library.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"zeromean::{name}", fake, lib=_library)
-    torch.library.register_vmap(f"zeromean::{name}", _vmap(name), lib=_library)
-
-
-def _vmap(name: str) -> Callable[..., Any]:
-    """The rule of an operator: slice by slice. A rule cannot call `torch.vmap` on a plain formula."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        def part(index: int) -> list[Any]:
-            pairs = zip(arguments, in_dims, strict=True)
-            return [a.select(dim, index) if isinstance(a, Tensor) and dim is not None else a for a, dim in pairs]
-
-        results = [getattr(torch.ops.zeromean, name)(*part(index)) for index in range(info.batch_size)]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        return tuple(torch.stack(same) for same in zip(*results, strict=True)), (0,) * len(results[0])
-
-    return rule
-
-
-def _fake_value(x: Tensor, *_: Any) -> Tensor:
-    teach_inductor()
-    return torch.empty_like(x)
-
-
-def _fake_signs(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
-
-
-def _fake_slope(gradient: Tensor, kept: Tensor, *_: Any) -> Tensor:
-    teach_inductor()
-    return torch.empty_like(kept)
-
-
-def _fake_slopes(gradient: Tensor, kept: Tensor, signs: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    d0, d1 = (gradient.new_empty(0) if p is None else p.new_empty(p.shape) for p in rest[:2])
-    return torch.empty_like(kept), d0, d1
-
-
-def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, p0, p1, seed, noisy, ctx.scalars = inputs
-    ctx.save_for_backward(x, p0, p1, None if seed is None else ~seed, noisy)
-
-
-def _autograd(name: str) -> Callable[..., Any]:
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, p0, p1, sealed, noisy = ctx.saved_tensors
-        rest = (p0, p1, None if sealed is None else ~sealed, noisy)
-        grads = _derive(name, gradient, x, None, rest, ctx.scalars, False, any(ctx.needs_input_grad[1:3]))
-        return (*grads, None, None, None)
-
-    return backward

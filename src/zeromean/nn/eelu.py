@@ -94,9 +94,13 @@ def eelu(
     if not training:
         return mpelu(x, alpha, beta, save=save)
     seed, noisy = resolve_seed(seed, x), as_flag(noisy, x)
+    asked = ((save, epsilon), x, alpha, beta, seed, noisy)
+    y = _EELU.again(*asked)
+    if y is not None:
+        return y
     alpha, beta = align(alpha, x, "alpha"), align(beta, x, "beta")
     record = backward_may_follow(x, alpha, beta)
-    return _EELU(x, alpha, beta, seed, noisy, epsilon, keep=what_to_keep(save, x, True), record=record)
+    return _EELU(x, alpha, beta, seed, noisy, epsilon, keep=what_to_keep(save, x, True), record=record, asked=asked)
 
 
 class EELU(AlternatingPasses):

@@ -108,10 +108,15 @@ def mpelu(x: Tensor, alpha: Tensor, beta: Tensor, *, save: Save = "auto") -> Ten
         ValueError: If alpha or beta does not fit x.
     """
     check_save(save)
+    asked = (save, x, alpha, beta)
+    y = _MPELU.again(*asked)
+    if y is not None:
+        return y
     alpha, beta = align(alpha, x, "alpha"), align(beta, x, "beta")
     if exporting():
         return formula(x, alpha, beta)
-    return _MPELU(x, alpha, beta, keep=what_to_keep(save, x, True), record=backward_may_follow(x, alpha, beta))
+    record = backward_may_follow(x, alpha, beta)
+    return _MPELU(x, alpha, beta, keep=what_to_keep(save, x, True), record=record, asked=asked)
 
 
 def plain(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

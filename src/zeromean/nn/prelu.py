@@ -122,11 +122,15 @@ def prelu(x: Tensor, weight: Tensor, *, save: Save = "auto") -> Tensor:
     check_save(save)
     if quick(save, x) and _torch_takes(weight, x):
         return F.prelu(x, weight)
+    asked = (save, x, weight)
+    y = _PRELU.again(*asked)
+    if y is not None:
+        return y
     aligned = align(weight, x, "weight")
     keep, record = what_to_keep(save, x, False, aligned), backward_may_follow(x, weight)
     if exporting() or not (fused(x) or record):
         return _formula(x, aligned, None)
-    return _PRELU(x, aligned, None, None, None, _smallest(keep, x), 0.0, keep=keep, record=record)
+    return _PRELU(x, aligned, None, None, None, _smallest(keep, x), 0.0, keep=keep, record=record, asked=asked)
 
 
 def eprelu(
@@ -159,9 +163,13 @@ def eprelu(
     if not training:
         return prelu(x, weight, save=save)
     seed, noisy = resolve_seed(seed, x), as_flag(noisy, x)
+    asked = ((save, epsilon), x, weight, None, seed, noisy)
+    y = _EPRELU.again(*asked)
+    if y is not None:
+        return y
     weight = align(weight, x, "weight")
     keep, record = what_to_keep(save, x, False, weight, seed), backward_may_follow(x, weight)
-    return _EPRELU(x, weight, None, seed, noisy, _smallest(keep, x), epsilon, keep=keep, record=record)
+    return _EPRELU(x, weight, None, seed, noisy, _smallest(keep, x), epsilon, keep=keep, record=record, asked=asked)
 
 
 class PReLU(torch.nn.PReLU):

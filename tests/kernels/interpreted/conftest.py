@@ -11,11 +11,13 @@ from zeromean.kernels import operator
 @pytest.fixture(autouse=True)
 def _same_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers in each test, no tensor so small that torch's own operators would take it, few empty steps."""
+    from zeromean.kernels import lane, launch
+
     torch.manual_seed(0)
     monkeypatch.setattr(operator, "SMALL", -1)
+    monkeypatch.setattr(operator, "_calls", {})
+    monkeypatch.setattr(lane, "_lanes", {})
     if os.environ.get("TRITON_INTERPRET") == "1":
-        from zeromean.kernels import launch
-
         monkeypatch.setattr(launch, "_COLUMN_STEPS", 2)
         monkeypatch.setattr(launch, "_NOISE_STEPS", 2)
 

@@ -115,7 +115,6 @@ def test_what_only_large_tensors_need(
     name: str, layout: Layout, setting: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows longer than a tile, more of them than a grid's second axis has, and positions in 64 bits."""
-    monkeypatch.setattr(launch, "_views", {})
     for key, value in setting.items():
         monkeypatch.setattr(launch, key, value)
     x = normal(*layout.shape, last=layout.last)
