@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 import zeromean.nn as zmnn
+from zeromean.lab.nets.aligned import AlignedStack
 from zeromean.lab.recipes.recipe import Initialization
 
 Norm = Literal["none", "batch"]
@@ -194,6 +195,7 @@ def convolutional_stack(stack: Stack, channels: int, activation: ActivationSourc
 
     With ``norm="batch"`` the convolutions have no bias: the normalization would take it out again and adds its own.
     At the end of the stack an activation that commutes with the maximum follows the pooling: the same function.
+    How a compiled step in half precision computes it, `zeromean.lab.nets.aligned` says.
 
     Raises:
         ValueError: the norm is unknown.
@@ -210,7 +212,7 @@ def convolutional_stack(stack: Stack, channels: int, activation: ActivationSourc
         modules |= pooled | activated if activation.commutes_with_maximum else activated | pooled
         modules[f"dropout{number}"] = nn.Dropout(0.0)
         channels = layer.units
-    return nn.Sequential(OrderedDict(modules))
+    return AlignedStack(OrderedDict(modules))
 
 
 def _convolution(channels: int, layer: Layer, padding: int, *, bias: bool) -> nn.Conv2d:
@@ -306,6 +308,6 @@ def _network(
         modules[f"stack{number}"] = convolutional_stack(stack, channels, activation, norm)
         channels = stack.layers[-1].units
     conv = {"conv1": _convolution(channels, last.layers[0], last.paddings[0], bias=True)}
-    modules[f"stack{len(hidden) + 1}"] = nn.Sequential(OrderedDict({**conv, **_pooling(last)}))
+    modules[f"stack{len(hidden) + 1}"] = AlignedStack(OrderedDict({**conv, **_pooling(last)}))
     modules |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     return ConvolutionalNetwork(OrderedDict(modules))
