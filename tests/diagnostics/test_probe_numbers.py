@@ -1,6 +1,7 @@
 """What the probe measures, against plain loops; which layers it reads; when."""
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zeromean as zm
+from zeromean.diagnostics import light
 from zeromean.diagnostics.tails import tails
 
 
@@ -174,6 +176,135 @@ def test_many_passes_are_summed_up_together() -> None:
             F.cross_entropy(model(x + shift), y).backward()
     single = [zm.probe.measure(model, x + shift, y, preset="light")["1"].value("mean") for shift in (0, 64, 129)]
     assert [p.report()["1"].series["mean"][shift] for shift in (0, 64, 129)] == pytest.approx(single, rel=1e-5)
+
+
+@pytest.mark.parametrize("grouped", [frozenset(), frozenset({"cpu"})], ids=["each", "grouped"])
+@pytest.mark.parametrize("name", ["mlp", "convolutional", "in place", "slopes"])
+def test_layers_that_wait_show_what_they_show_at_once(
+    name: str, grouped: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pass measures at once; the later ones when the forward pass ends, where nothing overwrites."""
+    monkeypatch.setattr(light, "GROUPED", grouped)
+    torch.manual_seed(0)
+    model, x = {
+        "mlp": (nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), zm.nn.ELU()) for _ in range(4))), torch.randn(32, 6)),
+        "convolutional": (
+            nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)),
+            torch.randn(5, 2, 6, 6),
+        ),
+        "in place": (InPlace(), torch.randn(9, 4)),
+        "slopes": (nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.LeakyReLU(), nn.Sigmoid()), torch.randn(9, 4)),
+    }[name]
+    with zm.probe(model) as p:
+        for _ in range(3):
+            model(x).square().sum().backward()
+    for layer in p.report().layers:
+        once = zm.probe.measure(model, x, preset="light")[layer.name]
+        for quantity, (first, *later) in layer.series.items():
+            assert first is not None
+            assert later == pytest.approx([first, first], rel=1e-5, abs=1e-7), (layer.name, quantity)
+        for quantity, values in once.of_units.items():
+            assert layer.of_units[quantity] == pytest.approx(values, rel=1e-4, abs=1e-6), (layer.name, quantity)
+
+
+class Sometimes(nn.Module):
+    """Overwrites what a layer gave out, in its second pass only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.passes = nn.Linear(4, 5), nn.Linear(5, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        self.passes += 1
+        if self.passes == 2:
+            hidden.mul_(100)
+        scores: Tensor = self.second(hidden)
+        return scores
+
+
+def test_what_is_overwritten_unexpectedly_is_not_read() -> None:
+    model, x = Sometimes(), torch.randn(9, 4)
+    with zm.probe(model) as p:
+        for _ in range(3):
+            model(x).sum().backward()
+    report = p.report()
+    first, second, third = report["first"].series["mean"]
+    assert second is None
+    assert first == third == pytest.approx(float(model.first(x).detach().mean()), rel=1e-4)
+    means = report["second"].series["input_mean"]
+    assert means[1] == pytest.approx(100 * float(model.first(x).detach().mean()), rel=1e-4)
+
+
+class Hidden(nn.Module):
+    """Overwrites what a layer gave out behind autograd's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        hidden.data.add_(7)
+        scores: Tensor = self.second(hidden)
+        return scores
+
+
+def test_what_is_overwritten_in_secret_is_measured_before() -> None:
+    model, x = Hidden(), torch.randn(9, 4)
+    with zm.probe(model) as p:
+        model(x).sum().backward()
+        model(x).sum().backward()
+    means = p.report()["first"].series["mean"]
+    assert means == pytest.approx([float(model.first(x).detach().mean())] * 2, rel=1e-4)
+
+
+class Remembering(nn.Module):
+    """Takes note of its input, and of whether the one that it is to watch is alive."""
+
+    def __init__(self, watched: nn.Module | None = None) -> None:
+        super().__init__()
+        self.watched, self.alive = watched, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.noted = weakref.ref(x)
+        if isinstance(self.watched, Remembering):
+            self.alive = self.watched.noted() is not None
+        return x
+
+
+@pytest.mark.parametrize(("width", "held"), [(8, True), (2**13, False)])
+def test_only_small_layers_wait(width: int, held: bool) -> None:
+    first = Remembering()
+    last = Remembering(first)
+    model = nn.Sequential(nn.Linear(4, width), first, nn.Linear(width, width), nn.ReLU(), last)
+    with zm.probe(model) as p, torch.no_grad():
+        model(torch.randn(9, 4))
+        model(torch.randn(9, 4))
+    assert last.alive == held
+    assert None not in p.report()["0"].series["mean"]
+
+
+def test_numbers_without_units_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), Total())
+    x = torch.randn(5, 4)
+    report = zm.probe.measure(model, x, preset="light", layers=["0", "1"])
+    assert [layer.name for layer in report.layers] == ["0"]
+    assert "no units" in next(one.reason for one in report.skipped if one.name == "1")
+    flat = zm.probe.measure(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), x[0], preset="light")
+    assert (flat["1"].units, flat["1"].samples) == (3, 1)
+
+
+class Total(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum()
+
+
+def test_many_rows_are_summed_up_exactly() -> None:
+    x = torch.randn(300_000, 3) + 30
+    report = zm.probe.measure(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), x, preset="light", layers=["0"])
+    exact = x.double().std(0, correction=0).square().mean().sqrt()
+    assert report["0"].value("input_shift") == pytest.approx(float(x.double().mean() / exact), rel=2e-6)
 
 
 def test_a_layer_called_again_is_another_layer() -> None:

@@ -112,7 +112,7 @@ def _of_layer(calls: Sequence[Seen]) -> dict[str, list[float | None]]:
 def _shares(stacked: Mapping[str, Tensor], samples: Sequence[int]) -> dict[str, Tensor]:
     """Of an activation: which part of its units is saturated, and of a rectifier's is dead or never off."""
     count = torch.tensor(samples, device=stacked["low"].device)[:, None]
-    tail = stacked["low"] + stacked["high"]
+    tail = stacked["low"] + stacked.get("high", 0)
     shares = {"saturated": (tail >= MOST_OF_THE_BATCH * count).float().mean(1)}
     if "off" in stacked:
         shares["dead"] = (stacked["low"] >= count).float().mean(1)
@@ -124,7 +124,7 @@ def _of_units(seen: Seen) -> dict[str, Tensor]:
     """What a report keeps of every unit."""
     kept = {"mean": seen.of_units["mean"], "spread": seen.of_units["variance"].sqrt()}
     if "low" in seen.of_units:
-        kept["saturated"] = (seen.of_units["low"] + seen.of_units["high"]) / seen.samples
+        kept["saturated"] = (seen.of_units["low"] + seen.of_units.get("high", 0)) / seen.samples
     if "off" in seen.of_units:
         kept["off"] = seen.of_units["off"] / seen.samples
     return kept

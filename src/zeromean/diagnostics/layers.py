@@ -189,6 +189,11 @@ def _behaves_elementwise(module: nn.Module) -> bool:
     return same and not torch.equal(y, x)
 
 
+def keeps_input(module: nn.Module) -> bool:
+    """Whether an activation is known to leave its input as it was."""
+    return type(module) in _ELEMENTWISE and not getattr(module, "inplace", False)
+
+
 def unit_dimension(layer: Layer, output: Tensor, before: tuple[Layer, int] | None) -> int:
     """Which dimension of the output counts the units.
 

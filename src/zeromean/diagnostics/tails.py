@@ -10,6 +10,7 @@ are our choice.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -51,6 +52,12 @@ def tails(activation: nn.Module) -> Tails:
     slopes = y.diff(dim=0).abs() / _GRID.to(like.device).diff()[:, None]
     limits = _limits(slopes)
     return Tails(*limits) if parameters else Tails(*(float(limit) for limit in limits))
+
+
+@functools.lru_cache(maxsize=64)
+def both_limits(found: Tails, dimensions: int, device: torch.device) -> Tensor:
+    """Lower tail and knee, kept on the device, to compare a tensor of so many dimensions with both at once."""
+    return torch.tensor([found.lower, found.knee], device=device).view(2, *[1] * dimensions)
 
 
 def _evaluated(activation: nn.Module, grid: Tensor) -> Tensor:

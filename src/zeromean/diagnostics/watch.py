@@ -92,6 +92,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             for layer in self._selection.layers
             if layer.role == "activation" and not layer.module._parameters
         }
+        self._calm: set[str] = set()
         self._history = History()
         self._refused: dict[str, str] = {}
         self._unseen: tuple[str, ...] = ()
@@ -195,7 +196,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         if self._batch[0] is not None:
             self._run_batch(step)
             return
-        self._pass = self._new_pass(functional=not any(map(runs_compiled, module.modules())))
+        self._pass = self._new_pass()
         self._pass_step, self._handled = step, sys.exception()
         self._pass.begin()
         self._hooks.append(module.register_forward_hook(self._after, always_call=True))
@@ -210,9 +211,12 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             self._pass.end()
             self._pass = None
 
-    def _new_pass(self, *, functional: bool) -> Pass:
+    def _new_pass(self) -> Pass:
         first = not self._history.steps
-        return Pass(self._selection.layers, self._tails, functional=functional and first)
+        functional = first and (
+            self._batch[0] is not None or not any(map(runs_compiled, self._selection.root.modules()))
+        )
+        return Pass(self._selection.layers, self._tails, self._calm, first=first, functional=functional)
 
     def _end_pass(self) -> None:
         if self._pass is not None:
@@ -228,7 +232,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
 
     def _run_batch(self, step: int) -> None:
         inputs, targets, loss = self._batch
-        root, one = self._selection.root, self._new_pass(functional=True)
+        root, one = self._selection.root, self._new_pass()
         self._busy = True
         try:
             one.begin()

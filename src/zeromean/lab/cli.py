@@ -334,6 +334,7 @@ def _lead(
     plan: Plan, study: Study, dataset: AnyDataset, session: Session, checkpoint_every: int, dry_run: bool
 ) -> None:
     """What the first of several processes, or the only one, does: plan, train, report."""
+    from zeromean.lab import inside
     from zeromean.lab.progress import Bar
 
     device = session.device
@@ -354,6 +355,8 @@ def _lead(
                 checkpoint_every=checkpoint_every,
                 session=session,
             )
+        with _console.status("looking inside the trained networks"):
+            inside.look(plan, study, dataset, device, lambda line: _console.print(line, soft_wrap=True, markup=False))
         _summarise(study)
 
 

@@ -22,11 +22,13 @@ from zeromean.diagnostics import Report, probe
 from zeromean.diagnostics.shield import default_loss
 from zeromean.diagnostics.watch import Preset
 from zeromean.lab.activation import parse
-from zeromean.lab.data import as_vectors, load
+from zeromean.lab.data import AnyDataset, Dataset, FolderDataset, as_vectors, load
 from zeromean.lab.images import Material, material
 from zeromean.lab.nets import mlp
-from zeromean.lab.recipes import RECIPES, ImageRecipe, find
+from zeromean.lab.plan import splits
+from zeromean.lab.recipes import RECIPES, AnyRecipe, ImageRecipe, find
 from zeromean.lab.store import Run
+from zeromean.lab.together import Samples
 from zeromean.lab.train import build
 from zeromean.spelling import nearest
 
@@ -113,22 +115,42 @@ def _of_recipe(name: str, data: str, activation: str | None, norm: str, device: 
     dataset = load(data or recipe.data)
     chosen = activation or recipe.activations[0]
     title = f"{recipe.title}, {parse(chosen).label}"
+    run = Run("probe", chosen, _first_rate(recipe), 0, norm=norm)
+    samples = training_samples(recipe, dataset, device)
+    model = network(recipe, run, samples, dataset).to(device)
+    return Subject(title, model, samples.inputs, samples.targets, recipe.batch_size, run.learning_rate)
+
+
+def _first_rate(recipe: AnyRecipe) -> float:
+    return recipe.rate(0) if isinstance(recipe, ImageRecipe) else recipe.learning_rates[0]
+
+
+def training_samples(recipe: AnyRecipe, dataset: AnyDataset, device: torch.device) -> Samples:
+    """All samples that the recipe's networks learn from, as they take them.
+
+    Raises:
+        ValueError: If they do not fit into memory.
+    """
     if isinstance(recipe, ImageRecipe):
-        found = material(recipe, dataset, device)
-        if not isinstance(found, Material):
+        if isinstance(dataset, FolderDataset):
             raise ValueError(
-                f"the images of {name!r} are read while it trains, got too many to hold: probe my_module:build"
+                f"the images of {recipe.name!r} are read while it trains, got too many to hold: probe my_module:build"
             )
-        network = build(recipe, Run("probe", chosen, recipe.rate(0), 0, norm=norm), found.classes)
-        model: nn.Module = network.to(device)
-        return Subject(title, model, found.train, found.train_labels, recipe.batch_size, recipe.rate(0))
-    vectors = as_vectors(dataset)[0]
-    classes = recipe.task == "classification"
-    widths = (vectors.shape[1], *recipe.hidden, len(dataset.classes) if classes else vectors.shape[1])
-    model = mlp(widths, parse(chosen), seed=0, initialization=recipe.initialization)
-    targets = dataset.train_labels if classes else vectors
-    rate = recipe.learning_rates[0]
-    return Subject(title, model.to(device), vectors.to(device), targets.to(device), recipe.batch_size, rate)
+        found = material(recipe, dataset, device)
+        assert isinstance(found, Material)
+        return Samples(found.train, found.train_labels)
+    assert isinstance(dataset, Dataset)
+    return splits(recipe, dataset, tuning=False).train.to(device)
+
+
+def network(recipe: AnyRecipe, run: Run, samples: Samples, dataset: AnyDataset) -> nn.Module:
+    """The network of a run, freshly initialised, on the CPU."""
+    if isinstance(recipe, ImageRecipe):
+        return build(recipe, run, len(dataset.classes))
+    features = samples.inputs.shape[1]
+    outputs = features if recipe.task == "reconstruction" else int(samples.targets.max()) + 1
+    widths = (features, *recipe.hidden, outputs)
+    return mlp(widths, parse(run.activation), seed=run.seed, initialization=recipe.initialization)
 
 
 def run(
@@ -156,7 +178,7 @@ def run(
     if samples < 2 or steps < 0 or every < 1:
         raise ValueError(f"samples must be at least 2, steps 0 and every 1, got {samples}, {steps} and {every}")
     generator = torch.Generator().manual_seed(0)
-    picked = _draw(len(chosen.images), samples, generator).to(chosen.images.device)
+    picked = draw(len(chosen.images), samples, generator).to(chosen.images.device)
     batch, targets, wanted = chosen.images[picked], chosen.targets[picked], list(layers) or None
     if steps == 0:
         return probe.measure(chosen.model, batch, targets, cast(Preset, preset), wanted)
@@ -169,7 +191,8 @@ def run(
     return p.report()
 
 
-def _draw(count: int, samples: int, generator: torch.Generator) -> Tensor:
+def draw(count: int, samples: int, generator: torch.Generator) -> Tensor:
+    """Positions of so many different samples, or of all where there are fewer."""
     return torch.randperm(count, generator=generator)[:samples]
 
 
@@ -177,7 +200,7 @@ def _train(chosen: Subject, steps: int, generator: torch.Generator) -> None:
     """The last forward pass, behind the last update, is there to be measured."""
     optimizer = torch.optim.SGD(chosen.model.parameters(), chosen.learning_rate)
     for step in range(steps + 1):
-        picked = _draw(len(chosen.images), chosen.batch_size, generator).to(chosen.images.device)
+        picked = draw(len(chosen.images), chosen.batch_size, generator).to(chosen.images.device)
         loss = default_loss(chosen.model(chosen.images[picked]), chosen.targets[picked])
         if step < steps:
             optimizer.zero_grad()

@@ -7,12 +7,14 @@
     <study>/<arm>/seed-000/metrics.jsonl     one line an epoch
     <study>/<arm>/seed-000/model.safetensors the trained weights
     <study>/<arm>/seed-000/result.json       the outcome; a run is done when this file is there
+    <study>/<arm>/seed-000/probe.json        what a probe finds in the trained network, of one run of an arm
     <study>/tuning/<arm>/lr-0.01/seed-000/   the same files (no model) for the runs of ``--tune``
     <study>/checkpoint-<stage>.safetensors   where a killed stage continues; gone when the stage is done
     <study>/<arm>/seed-000/checkpoint.safetensors      the same of a run that is trained alone
 
 ``summary.csv``, ``summary.md`` and ``report.html`` derive from these alone. Every file that must be whole is written
-beside its place, flushed to the disk and then renamed; ``result.json`` carries a checksum of its own content.
+beside its place, flushed to the disk and then renamed; ``result.json`` and ``probe.json`` carry a checksum of their own
+content, and a probe that of the result whose network it is of.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torch import Tensor
 FORMAT = 1
 _PLANNED = {"recipe", "arms", "comparisons", "seeds", "tune", "data", "budget", "device", "versions"}
 _REPEAT = "run the study again to repeat the run"
+_MEASURE = "run the study again to measure anew, or delete the file"
 Stage = Literal["tuning", "final"]
 Status = Literal["ok", "diverged", "failed"]
 Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
@@ -188,21 +191,49 @@ class Study:
             DamagedFileError: the file is there and is not what was written.
         """
         file = self.path / run.folder / "result.json"
-        if not file.exists():
+        result = _sealed(file, _REPEAT)
+        if result is None:
             return None
-        try:
-            result = json.loads(file.read_text())
-            found = result.pop("checksum")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedFileError(f"{file} is damaged ({error!r}): {_REPEAT}") from error
-        if found != _checksum(result):
-            raise DamagedFileError(f"{file} is damaged (its checksum does not fit its content): {_REPEAT}")
         for key, value in asdict(run).items():
             if result.get(key) != value and value == value:  # an unknown learning rate is nan
                 raise DamagedFileError(
                     f"{file} is of another run ({key} {result.get(key)!r}, not {value!r}): {_REPEAT}"
                 )
-        return dict(result)
+        return result
+
+    def weights(self, run: Run) -> dict[str, Tensor]:
+        """The trained weights of a run that ended well.
+
+        Raises:
+            DamagedFileError: they are missing or cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        file = self.path / run.folder / "model.safetensors"
+        try:
+            return load(file.read_bytes())
+        except (FileNotFoundError, SafetensorError) as error:
+            raise DamagedFileError(
+                f"{file} is missing or damaged ({error}): delete its result.json and {_REPEAT}"
+            ) from error
+
+    def write_probe(self, run: Run, content: dict[str, Any]) -> None:
+        """Write what a probe found in the run's trained network, bound to the run's result."""
+        bound = {**content, "result": _checksum(self.result(run) or {})}
+        write_whole(self.path / run.folder / "probe.json", _json({**bound, "checksum": _checksum(bound)}))
+
+    def probe(self, run: Run) -> dict[str, Any] | None:
+        """What a probe found in the run's trained network, or None where none was made.
+
+        Raises:
+            DamagedFileError: the file is there and is not what was written, or is of another result.
+        """
+        file = self.path / run.folder / "probe.json"
+        content = _sealed(file, _MEASURE)
+        if content is not None and content.get("result") != _checksum(self.result(run) or {}):
+            raise DamagedFileError(f"{file} is of another network than the result beside it: {_MEASURE}")
+        return content
 
     def finished(self, run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """The run's result and the metrics of all its epochs, or None where it is not done.
@@ -265,6 +296,20 @@ class Study:
     def pending(self, runs: Iterable[Run]) -> list[Run]:
         """The runs without a result; a damaged one raises, as :meth:`result` does."""
         return [run for run in runs if self.result(run) is None]
+
+
+def _sealed(file: Path, remedy: str) -> dict[str, Any] | None:
+    """The content of a file that ends with its own checksum, or None where there is no file."""
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        found = content.pop("checksum")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{file} is damaged ({error!r}): {remedy}") from error
+    if found != _checksum(content):
+        raise DamagedFileError(f"{file} is damaged (its checksum does not fit its content): {remedy}")
+    return dict(content)
 
 
 def _serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

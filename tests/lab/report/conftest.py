@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Browser, sync_playwright
 from tests.lab.image_study import write_image_study
 
+from zeromean.diagnostics import probe
+from zeromean.lab.activation import parse
+from zeromean.lab.inside import examined
+from zeromean.lab.nets import mlp
 from zeromean.lab.report import write_report
 from zeromean.lab.store import Study
+from zeromean.lab.summary import load
 
 StudyFolder = Callable[..., Study]
 FLAGS = (
@@ -44,6 +51,29 @@ def rates_file(study_folder: StudyFolder) -> Path:
 def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four arms, two of them with batch normalization, of an 18-layer network; a run diverged."""
     return write_report(write_image_study(tmp_path_factory.mktemp("images"), network="elu18", diverged=3).path)
+
+
+@pytest.fixture(scope="session")
+def networks_file(study_folder: StudyFolder) -> Path:
+    """Three arms, of which ReLU lost every run and LeakyReLU its first, with a probe of every trained network."""
+    lost = (*(("relu", seed) for seed in range(7)), ("leaky_relu-0.1", 0))
+    study = study_folder(arms=("elu", "relu", "leaky_relu-0.1"), seeds=7, epochs=5, diverged=lost)
+    write_probes(study)
+    return write_report(study.path)
+
+
+def write_probes(study: Study) -> None:
+    """Of small networks, whose first layers have dead units, in the place of those that the study trained."""
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(60, 6, generator=generator) + 2, torch.arange(60) % 3
+    for arm in load(study).arms:
+        run = examined(arm)
+        if run is not None:
+            network = mlp((6, 8, 7, 9, 3), parse("relu" if arm.name == "elu" else arm.activation), seed=1)
+            with torch.no_grad():
+                network.get_parameter("0.bias")[0] = -1000.0
+            found = probe.measure(network.eval(), x, labels)
+            study.write_probe(run, {**json.loads(found.to_json()), "samples": 60})
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,22 @@ def test_every_chart_is_drawn(visit: Open, page_file: Path, width: int) -> None:
         assert max(marks) > 5
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_networks_are_drawn_with_their_healthy_ranges(
+    visit: Open, networks_file: Path, width: int, scheme: str
+) -> None:
+    section = visit(networks_file, width=width, scheme=scheme).locator("#networks")
+    figures = section.locator("figure").all()
+    assert len(figures) == 6
+    for figure in figures:
+        assert max(drawn_marks(figure)) > 50
+        band = figure.locator(".plot:visible path[fill='var(--grid)']").bounding_box()
+        assert band is not None
+        assert band["height"] > 2
+        assert band["width"] > 100
+
+
 def test_charts_need_no_script(visit: Open, page_file: Path) -> None:
     page = visit(page_file, scripts=False)
     assert page.locator("figure .plot svg:visible").count() == page.locator("figure").count()
@@ -95,7 +111,7 @@ def test_dark_scheme_turns_page_and_charts(visit: Open, page_file: Path) -> None
         assert brightness(after) > brightness(before) + 60
 
 
-@pytest.mark.parametrize("name", ["page_file", "rates_file", "image_file", "hostile_file"])
+@pytest.mark.parametrize("name", ["page_file", "rates_file", "image_file", "networks_file", "hostile_file"])
 @pytest.mark.parametrize("width", [360, 800])
 def test_page_does_not_scroll_sideways(visit: Open, request: pytest.FixtureRequest, name: str, width: int) -> None:
     page = visit(request.getfixturevalue(name), width=width)

@@ -188,6 +188,7 @@ def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "
     base = alt.Chart(drawing.data(rows)).encode(x=x, color=colour)
     zero = alt.Chart(drawing.data([{"m": 0}])).mark_rule(color=QUIET, strokeWidth=1, aria=False).encode(y=y("m"))
     layers = [
+        *_healthy(scale),
         *([zero] if scale.zero_line else []),
         base.mark_area(opacity=0.16, aria=False).encode(y=y("l"), y2="h:Q"),
         base.mark_line(strokeWidth=2, aria=False).encode(
@@ -196,6 +197,15 @@ def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "
         *_crosses([loss for curve in curves for loss in _lost(curve)], x, colour, alt.value(alt.expr("height"))),
     ]
     return drawing.draw(layers, height=250 if width == "any" else 150, label=label, width=width)
+
+
+def _healthy(scale: Scale) -> list[alt.Chart]:
+    """A band behind the lines where values need no thought."""
+    if scale.healthy is None:
+        return []
+    low, high = max(scale.low, scale.healthy[0]), min(scale.high, scale.healthy[1])
+    band = alt.Chart(drawing.data([{"l": low, "h": high}])).mark_rect(color=drawing.GRID, opacity=0.5, aria=False)
+    return [band.encode(y=scale.axis("l"), y2="h:Q")]
 
 
 def _lost(curve: Curve) -> list[Row]:
@@ -221,18 +231,28 @@ class Scale:
     high: float
     log: bool = False
     zero_line: bool = False
+    healthy: tuple[float, float] | None = None
 
     def axis(self, field: str) -> alt.Y:
         """For that field of the rows."""
         return _log_axis(self.low, self.high, field) if self.log else _linear_axis(self.low, self.high, field)
 
 
-def scale_of(curves: Sequence[Curve], *, log: bool = False, zero_line: bool = False) -> Scale:
-    """That fits the bands of all those curves, and zero where it is drawn."""
-    zero = [0.0] if zero_line else []
+def scale_of(
+    curves: Sequence[Curve], *, log: bool = False, zero_line: bool = False, healthy: tuple[float, float] | None = None
+) -> Scale:
+    """That fits the bands of all those curves, zero where it is drawn, and enough of the healthy range to be seen."""
+    shown = ([0.0] if zero_line else []) + (_seen(*healthy, log=log) if healthy else [])
     lows = [point.low for curve in curves for point in curve.points]
     highs = [point.high for curve in curves for point in curve.points]
-    return Scale(min(lows + zero), max(highs + zero), log, zero_line)
+    return Scale(min(lows + shown), max(highs + shown), log, zero_line, healthy)
+
+
+def _seen(low: float, high: float, *, log: bool) -> list[float]:
+    """The lower end of a healthy range, or all of it where that begins at zero, which a logarithm does not have."""
+    if low:
+        return [low, 2 * low]
+    return [high / 2 if log else 0.0, high]
 
 
 def _linear_axis(low: float, high: float, field: str) -> alt.Y:

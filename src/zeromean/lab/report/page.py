@@ -12,7 +12,10 @@ from typing import Any
 import jinja2
 
 from zeromean.lab import summary as summaries
+from zeromean.lab.inside import Inside
+from zeromean.lab.inside import load as load_inside
 from zeromean.lab.report import drawing, methods, sections
+from zeromean.lab.report.networks import networks
 from zeromean.lab.schedule import duration
 from zeromean.lab.store import Study
 from zeromean.lab.summary import Summary
@@ -25,11 +28,16 @@ def write_report(study_path: Path) -> Path:
         ValueError: the folder holds no study, or a file of it is damaged.
     """
     study = Study(study_path)
-    return study.write_text("report.html", build(summaries.load(study)))
+    summary = summaries.load(study)
+    return study.write_text("report.html", build(summary, load_inside(study, summary)))
 
 
-def build(summary: Summary) -> str:
+def build(summary: Summary, inside: Mapping[str, Inside] | None = None) -> str:
     """The page as one HTML text.
+
+    Args:
+        summary: of the study.
+        inside: what was found in a trained network of each arm, by the arm's name; None leaves its section out.
 
     Style and script are inlined and named by hash in the page's content security policy, so nothing else that text
     from the study might smuggle in can run or be fetched.
@@ -51,14 +59,14 @@ def build(summary: Summary) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     page = environment.get_template("page.html")
-    return page.render(**_content(summary), style=style, script=script, policy=policy)
+    return page.render(**_content(summary, inside or {}), style=style, script=script, policy=policy)
 
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _content(summary: Summary) -> dict[str, Any]:
+def _content(summary: Summary, inside: Mapping[str, Inside]) -> dict[str, Any]:
     grouped = sections.groups(summary)
     forests = [sections.differences(summary, group) for group in grouped]
     return {
@@ -75,6 +83,7 @@ def _content(summary: Summary) -> dict[str, Any]:
         "learning": [figure for group in grouped for figure in sections.learning(summary, group)],
         "activations": [figure for group in grouped for figure in sections.activations(summary, group)],
         "layers": [found for group in grouped if (found := sections.layers(summary, group))],
+        "networks": networks(summary, inside),
         "tuning": sections.tuning(summary),
         "lost": sections.lost(summary),
         "settings": sections.settings(summary),

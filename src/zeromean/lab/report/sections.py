@@ -39,12 +39,14 @@ class Figure:
         drawings: name of the scale to its SVGs; the reader switches between several scales, the first is shown.
         numbers: the same as a table; None where another table of the section has them.
         note: a warning below the chart; may be empty.
+        reading: how to read it, below the chart; may be empty.
     """
 
     title: str
     drawings: Mapping[str, Sequence[Markup]]
     numbers: Table | None = None
     note: str = ""
+    reading: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,224 @@
+"""What does looking cost: the probe's two presets on three networks?
+
+    python benchmarks/probe_cost.py [--device cuda] [--networks mlp8 elu11 transformer] [--rounds 30] [--out DIR]
+
+``light`` watches a training: blocks of ten steps without a probe and ten with one that measures the first of them take
+turns, and its share is what the second take longer, the summing up included and the writing of a report not. ``full``
+measures one batch besides: its price is stated in gradients, the time of one forward and backward pass of that batch,
+taken in turns with it. Medians and quartiles over the rounds; the first round of each is thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zeromean as zm
+from zeromean.lab.activation import parse
+from zeromean.lab.nets import NETWORKS, mlp
+from zeromean.lab.plan import device_facts, git_state
+
+EVERY = 10
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with a batch to train it on."""
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+
+
+class Block(nn.Module):
+    """A transformer's block, normalization first, every product a Linear layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.in_projection, self.out_projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.widen, self.activation, self.narrow = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend, then widen and narrow."""
+        parts = self.in_projection(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = parts.movedim(-3, 0).transpose(-2, -3)
+        seen = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.out_projection(seen.transpose(-2, -3).flatten(-2))
+        y: Tensor = x + self.narrow(self.activation(self.widen(self.norm(x))))
+        return y
+
+
+class Transformer(nn.Module):
+    """Predicts a token at every place."""
+
+    def __init__(self, blocks: int, width: int, heads: int, tokens: int, places: int) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(tokens, width), nn.Embedding(places, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of every token at every place."""
+        places = torch.arange(x.shape[1], device=x.device)
+        scores: Tensor = self.head(self.norm(self.blocks(self.tokens(x) + self.places(places))))
+        return scores
+
+
+def mlp8(small: bool) -> Subject:
+    """The 8 x 128 network on a batch of 64, as mnist-mlp8 trains it."""
+    network = mlp((784, *(128,) * 8, 10), parse("elu"), seed=0)
+    return Subject(network, torch.rand(64, 784), torch.randint(10, (64,)))
+
+
+def elu11(small: bool) -> Subject:
+    """The 11-layer network on a batch of 100, as cifar100-elu11 trains it."""
+    count = 10 if small else 100
+    network = NETWORKS["elu11"](100, parse("elu"), "none", seed=0)
+    return Subject(network, torch.randn(count, 3, 32, 32), torch.randint(100, (count,)))
+
+
+def transformer(small: bool) -> Subject:
+    """Twelve blocks of 768 (85 M numbers in them) on 16 x 256 tokens."""
+    blocks, width, heads, count, places = (2, 96, 4, 4, 32) if small else (12, 768, 12, 16, 256)
+    network = Transformer(blocks, width, heads, tokens=1000, places=places)
+    tokens = torch.randint(1000, (count, places + 1))
+    return Subject(network, tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+SUBJECTS: dict[str, Callable[[bool], Subject]] = {"mlp8": mlp8, "elu11": elu11, "transformer": transformer}
+
+
+def clock(device: torch.device) -> float:
+    """Milliseconds, when everything that was asked for is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * time.perf_counter()
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    started = clock(device)
+    work()
+    return clock(device) - started
+
+
+def gradient(subject: Subject) -> None:
+    """One forward and backward pass of the batch."""
+    scores = subject.model(subject.inputs)
+    F.cross_entropy(scores.flatten(0, -2), subject.targets.flatten()).backward()
+
+
+def light(subject: Subject, device: torch.device, rounds: int) -> dict[str, Any]:
+    """What a block of ten steps takes, without and with a probe on the first."""
+    optimizer = torch.optim.SGD(subject.model.parameters(), 1e-4)
+    probe = zm.probe(subject.model, every=EVERY)
+
+    def block() -> None:
+        for _ in range(EVERY):
+            optimizer.zero_grad()
+            gradient(subject)
+            optimizer.step()
+
+    def watched() -> None:
+        with probe:
+            block()
+
+    plain, measured = [], []
+    for _ in range(rounds + 1):
+        plain.append(timed(block, device))
+        measured.append(timed(watched, device))
+    summing_up = timed(probe.report, device) - timed(probe.report, device)  # the second finds nothing left to sum up
+    summary = max(0.0, summing_up) / len(measured)
+    more = [b - a + summary for a, b in zip(plain[1:], measured[1:], strict=True)]
+    shares = [part / a for part, a in zip(more, plain[1:], strict=True)]
+    step = statistics.median(plain[1:]) / EVERY
+    return {
+        "milliseconds_step": step,
+        "milliseconds_measured": step + statistics.median(more),
+        "share_at_every_10th_step": statistics.median(shares),
+        "spread": statistics.quantiles(shares, n=4)[::2],
+        "n": rounds,
+    }
+
+
+def full(subject: Subject, device: torch.device, rounds: int) -> dict[str, Any]:
+    """What one full measurement of a batch takes, in gradients of it."""
+    plain, measured = [], []
+    for _ in range(rounds + 1):
+        plain.append(statistics.median(timed(lambda: gradient(subject), device) for _ in range(5)))
+        measured.append(timed(lambda: zm.probe.measure(subject.model, subject.inputs, subject.targets), device))
+    prices = [b / a for a, b in zip(plain[1:], measured[1:], strict=True)]
+    return {
+        "milliseconds_gradient": statistics.median(plain[1:]),
+        "milliseconds_measured": statistics.median(measured[1:]),
+        "gradient_equivalents": statistics.median(prices),
+        "spread": [min(prices), max(prices)],
+        "n": rounds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--networks", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--presets", nargs="+", default=["light", "full"], choices=["light", "full"])
+    parser.add_argument("--rounds", type=int, default=30, help="of light; full takes a tenth")
+    parser.add_argument("--small", action="store_true", help="a trial: small batches, a small transformer")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    rows = []
+    for name in options.networks:
+        torch.manual_seed(0)
+        made = SUBJECTS[name](options.small)
+        subject = Subject(made.model.to(device), made.inputs.to(device), made.targets.to(device))
+        for preset in options.presets:
+            rounds = options.rounds if preset == "light" else max(2, options.rounds // 10)
+            started = time.perf_counter()
+            found = (light if preset == "light" else full)(subject, device, rounds)
+            parameters = sum(one.numel() for one in subject.model.parameters())
+            facts = {"network": name, "preset": preset, "device": device.type, "parameters": parameters}
+            shape = {"inputs": list(subject.inputs.shape), "small": options.small}
+            rows.append({key: rounded(value) for key, value in (facts | shape | found).items()})
+            print(json.dumps(rows[-1]), f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if options.out:
+        write(options.out, rows, device)
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def write(folder: Path, rows: list[dict[str, Any]], device: torch.device) -> None:
+    """Add the rows, and say where they come from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "results.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    versions = {"zeromean": zm.__version__, "python": sys.version.split()[0], "torch": torch.__version__}
+    machine = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_facts(device),
+        "versions": versions,
+        "git": git_state(),
+    }
+    (folder / "machine.json").write_text(json.dumps(machine, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
