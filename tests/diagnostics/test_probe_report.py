@@ -136,6 +136,17 @@ def test_a_finding_tells_where_it_began() -> None:
     assert text.startswith("layer 1: 50 % of units never activate on this batch (0 % at step 0)")
 
 
+def test_too_few_rows_for_the_inputs_are_told() -> None:
+    model, told = network(nn.ELU()), "its k and natural gradient are rough"
+    few, enough = (str(zm.probe.measure(model, *batch(count), preset="full")) for count in (64, 320))
+    assert f"layer 0: {told}: 64 rows tell of 8 inputs; probe with 128 values of each unit" in few
+    assert f"layer 2: {told}: 64 rows tell of 20 inputs; probe with 320 values of each unit" in few
+    assert told not in enough
+    wide = zm.probe.measure(network(nn.ELU(), 300), *batch(40, 300), preset="full")
+    assert "layer 0: its k and natural gradient are rough: 40 rows tell of 300 inputs; measure it with" in str(wide)
+    assert "max_samples=4800" in str(wide)
+
+
 def test_findings_are_ranked() -> None:
     model, (x, y) = network(nn.ReLU()), batch()
     findings = zm.probe.measure(model, x + 3, y).findings

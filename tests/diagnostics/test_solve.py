@@ -133,3 +133,15 @@ def test_conjugate_gradients_need_the_iterations_that_the_choice_expects(rows: i
     solution = solve(systems, r, method="cg", tolerance=1e-8)
     assert solution.iterations == pytest.approx(expected_iterations(rows, fan_in), rel=0.35)
     assert (solution.residual < 2e-8).all()
+
+
+def test_conjugate_gradients_that_take_too_long_give_way() -> None:
+    rows, fan_in, units = 2000, 600, 16
+    systems, r = problem(rows, fan_in, units, damping=1e-3)
+    assert solve(systems, r).method == "cg"
+    noise = torch.randn(units, rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uneven = torch.exp(4 * noise)
+    weights = uneven / uneven.mean(-1, keepdim=True)
+    solution = solve(UnitSystems(systems.rows, weights, weights @ systems.rows / rows, 1e-3), r)
+    assert (solution.method, solution.iterations) == ("dense", 0)
+    assert (solution.residual < 1e-8).all()

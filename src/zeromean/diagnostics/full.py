@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from zeromean.diagnostics import fisher
 from zeromean.diagnostics.generators import generators_put_back
 from zeromean.diagnostics.layers import Layer
-from zeromean.diagnostics.light import Seen
 from zeromean.diagnostics.shield import eagerly
 from zeromean.diagnostics.units import UnitQuantities
 from zeromean.nn.linear import LinearAct
@@ -19,9 +18,10 @@ Fisher = Literal["auto", "exact", "sampled", "empirical"]
 
 OF_UNITS = ("k", "cosine", "norm_ratio", "bias_shift", "natural_bias_shift", "bias_gradient", "natural_bias")
 MOST_CLASSES = 100
+MOST_ROWS = 4096
 
 
-def measurable(layers: Sequence[Layer], seen: Mapping[str, Seen]) -> dict[str, nn.Module]:
+def measurable(layers: Sequence[Layer], seen: Container[str]) -> dict[str, nn.Module]:
     """Linear and convolution layers that ran once: a Fisher block needs their preactivation, and one input a sample."""
     return {
         layer.name: layer.module
@@ -67,6 +67,7 @@ def natural(
             fisher=("exact" if few else "sampled") if which == "auto" else which,
             output="gaussian" if regression else "softmax",
             damping=damping,
+            max_samples=MOST_ROWS,
         )
 
 

@@ -65,7 +65,7 @@ def networks_file(study_folder: StudyFolder) -> Path:
 def write_probes(study: Study) -> None:
     """Of small networks, whose first layers have dead units, in the place of those that the study trained."""
     generator = torch.Generator().manual_seed(0)
-    x, labels = torch.randn(60, 6, generator=generator) + 2, torch.arange(60) % 3
+    x, labels = torch.randn(200, 6, generator=generator) + 2, torch.arange(200) % 3
     for arm in load(study).arms:
         run = examined(arm)
         if run is not None:
@@ -73,7 +73,7 @@ def write_probes(study: Study) -> None:
             with torch.no_grad():
                 network.get_parameter("0.bias")[0] = -1000.0
             found = probe.measure(network.eval(), x, labels)
-            study.write_probe(run, {**json.loads(found.to_json()), "samples": 60})
+            study.write_probe(run, {**json.loads(found.to_json()), "samples": 200})
 
 
 @pytest.fixture(scope="session")

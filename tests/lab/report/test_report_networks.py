@@ -99,7 +99,7 @@ def test_arms_without_a_network_are_named_and_the_seeds_told(networks_file: Path
     said = words(section(networks_file))
     assert "ReLU No run ended well, so there is no trained network." in said
     assert "seeds 0, 1, as others did not end well" in said
-    assert "60 training samples" in said
+    assert "200 training samples" in said
 
 
 def test_an_arm_has_its_colour(networks_file: Path) -> None:
