@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from tests.lab.small_images import NO_DROPOUT, recipe
 
-from zeromean.lab.recipes.cifar import cifar10_elu18, cifar100_elu11, cifar100_elu18
-from zeromean.lab.recipes.images import Phase
+from zeromean.lab.nets import STACKS
+from zeromean.lab.recipes import RECIPES
+from zeromean.lab.recipes.cifar import cifar10_elu18, cifar10_elu18_fast, cifar100_elu11, cifar100_elu18
+from zeromean.lab.recipes.images import ImageRecipe, Phase, override
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,7 @@ from zeromean.lab.recipes.images import Phase
         ("pad", -1, "0 or more"),
         ("validation", -1, "0 or more"),
         ("clip", -0.5, "0 or more"),
+        ("cutout", -1, "0 or more"),
         ("weight_decay", -1e-4, "0 or more"),
         ("momentum", 1.0, "in [0, 1)"),
         ("ema", 1.0, "in [0, 1)"),
@@ -34,7 +37,7 @@ from zeromean.lab.recipes.images import Phase
         ("crop", 0, "in [1, 256], which resize is"),
         ("curve", "cosine", "one of stairs, linear"),
         ("padding", "same", "one of alternate, one, ceil, one_ceil"),
-        ("initialization", "xavier", "one of he, activation"),
+        ("initialization", "xavier", "one of he, activation, lecun"),
         ("precision", "float16", "one of bfloat16, tf32, float32"),
         ("norms", ("none", "layer"), "one of none, batch"),
         ("norms", (), "at least one"),
@@ -129,3 +132,63 @@ def test_a_length_that_is_not_positive_is_refused(factor: float) -> None:
 def test_tables_name_the_highest_rate() -> None:
     assert recipe(rates=((0, 0.0), (5, 0.3), (9, 0.01)), curve="linear").learning_rates == (0.3,)
     assert (recipe().task, recipe().error_unit) == ("classification", "%")
+
+
+FAST = [name for name in RECIPES if name.endswith("-fast")]
+
+
+def both(name: str) -> tuple[ImageRecipe, ImageRecipe]:
+    """A fast recipe and the published one."""
+    fast, published = RECIPES[name](), RECIPES[name.removesuffix("-fast")]()
+    assert isinstance(fast, ImageRecipe)
+    assert isinstance(published, ImageRecipe)
+    return fast, published
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_recipe_is_the_same_comparison_on_fewer_images(name: str) -> None:
+    fast, published = both(name)
+    same = ("data", "network", "activations", "baseline", "normalization", "padding", "norms", "seeds", "expected_sd")
+    assert [getattr(fast, field) for field in same] == [getattr(published, field) for field in same]
+    assert fast.norms == ("none",)
+    assert len(fast.phases) == 1
+    assert len(fast.phases[0].dropout) == STACKS[fast.network]
+    assert 3 < published.steps * published.batch_size / (fast.steps * fast.batch_size) < 4
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_schedule_warms_up_and_ends_at_nothing(name: str) -> None:
+    fast, published = both(name)
+    rates = [fast.rate(step) for step in range(fast.steps)]
+    top = rates.index(max(rates))
+    assert top == fast.steps // 20
+    assert rates[0] == pytest.approx(0.1 * rates[top])
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 1e-3 * rates[top]
+    decayed = [
+        sum(one.rate(step) for step in range(one.steps)) * one.weight_decay / (1 - one.momentum)
+        for one in (fast, published)
+    ]
+    assert decayed[0] == pytest.approx(decayed[1], rel=0.1)
+
+
+def test_fast_recipes_are_of_all_published_ones_on_cifar() -> None:
+    assert FAST == ["cifar100-elu11-fast", "cifar100-elu18-fast", "cifar10-elu18-fast"]
+    shorter = override(cifar10_elu18_fast(), ["length=0.1", "rate_factor=2", "dropout_factor=0.5"])
+    assert shorter.steps == 873
+    assert max(shorter.rate(step) for step in range(shorter.steps)) == pytest.approx(0.1, rel=1e-3)
+    assert shorter.phases[0].dropout == (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.0, 0.0)
+    assert shorter.title == (
+        "18-layer network on CIFAR-10, fast schedule (dropout_factor=0.5, length=0.1, rate_factor=2.0)"
+    )
+
+
+def test_dropout_factors_reach_every_phase_and_no_further_than_below_one() -> None:
+    halved = override(cifar100_elu18(), ["dropout_factor=0.5"])
+    wanted = [tuple(0.5 * rate for rate in phase.dropout) for phase in cifar100_elu18().phases]
+    assert [phase.dropout for phase in halved.phases] == wanted
+    assert [phase.everywhere for phase in halved.phases] == [False, True, True]
+    for factor in ("2", "-1", "nan"):
+        with pytest.raises(ValueError, match=r"phases must be with dropout in \[0, 1\) for each stack"):
+            override(cifar100_elu18(), [f"dropout_factor={factor}"])

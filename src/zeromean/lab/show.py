@@ -25,9 +25,10 @@ from zeromean.spelling import nearest
 
 
 def _table(title: str, *columns: str) -> Table:
+    """A table whose first column, a name to be typed, is not broken."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place == 0)
     return table
 
 

@@ -2,7 +2,7 @@
 
     g <- gradient of the mean cross entropy of the batch, over its parts and over all processes
     g <- g min(1, clip / |g|)                              where the recipe clips
-    v <- momentum v + g + weight_decay w
+    v <- momentum v + g + weight_decay w                   slopes, and where the recipe says so biases, do not decay
     w <- w - rate v      or, with Nesterov's momentum,     w <- w - rate (g + weight_decay w + momentum v)
     average <- ema average + (1 - ema) w                   where the recipe averages
 
@@ -20,12 +20,13 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zeromean.lab.data.augment import Batch, Source
+from zeromean.lab.data.augment import Batch, Source, cut_out, draw_cuts
 from zeromean.lab.nets import ConvolutionalNetwork
 from zeromean.lab.observe import logits_of
 from zeromean.lab.order import noise_seeds
@@ -97,6 +98,8 @@ class Update:
         """The optimizer, with momenta of zero; it does nothing where the step is void."""
         recipe = self.recipe
         groups = decay_groups(self.network, recipe.weight_decay)
+        if not recipe.decay_biases:
+            groups = _weights_alone(groups)
         sgd = torch.optim.SGD(groups, lr=self._rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
         for parameter in self.parameters:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -135,6 +138,8 @@ class Update:
         """The parts of the step's batch, one after the other; each sets the noise that is its own."""
         recipe, layers = self.recipe, len(self._noisy)
         images, labels = self.batches.take(self.place)
+        if recipe.cutout:
+            images = cut_out(images, self._cuts(images), recipe.cutout)
         pairs = zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
         for part, pair in enumerate(pairs):
             if layers:
@@ -142,6 +147,12 @@ class Update:
                 seeds = noise_seeds(self._seed, layers * self.share.processes, pass_number)
                 self._noise.copy_(seeds[layers * self.share.rank :][:layers])
             yield pair
+
+    def _cuts(self, images: Tensor) -> Tensor:
+        """Where this process's part of the batch is cut."""
+        own, rank = len(images), self.share.rank
+        centres = draw_cuts(self._seed[0], self.number[0], own * self.share.processes, images.shape[-1])
+        return centres[rank * own :][:own]
 
     def _differentiate(self) -> Tensor:
         """Leave the gradient of the batch's mean loss in the parameters, and return that loss."""
@@ -225,6 +236,13 @@ _EAGER: _Passes = (hidden_of, loss_of)
 def _compiled() -> _Passes:
     hidden, loss = (torch.compile(function, dynamic=False, fullgraph=True) for function in _EAGER)
     return hidden, loss
+
+
+def _weights_alone(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with what has one dimension, biases and scales, moved to one without decay."""
+    vectors = [parameter for group in groups for parameter in group["params"] if parameter.ndim < 2]
+    kept = [{**group, "params": [one for one in group["params"] if one.ndim > 1]} for group in groups]
+    return [group for group in [*kept, {"params": vectors, "weight_decay": 0.0}] if group["params"]]
 
 
 def _gradients(module: nn.Module) -> list[Tensor]:

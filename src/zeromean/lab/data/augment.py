@@ -22,6 +22,7 @@ from zeromean.nn.noise import uniform
 
 Batch = tuple[Tensor, Tensor]
 _CROPS = 1 << 61  # keeps the streams of crops apart from those of orders and noise
+_CUTS = _CROPS + (1 << 60)
 
 
 def draw_crops(seed: Tensor, epoch: int, count: int, places: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,6 +37,36 @@ def draw_crops(seed: Tensor, epoch: int, count: int, places: int) -> tuple[Tenso
     draws = uniform(_CROPS + (seed << 32) + epoch, (count, 3))
     top, left = (draws[:, :2].T * places).long()
     return top, left, (draws[:, 2] < 0.5).long()
+
+
+def draw_cuts(seed: Tensor, step: Tensor, count: int, pixels: int) -> Tensor:
+    """The row and the column of every image's cut, int64 ``[count, 2]``, each uniform over ``range(pixels)``.
+
+    Args:
+        seed: int64, 0-d, below 2^16.
+        step: int64, 0-d, counted from the start of training, below 2^32.
+        count: Images of the batch.
+        pixels: Side of the square image.
+    """
+    return (uniform(_CUTS + (seed << 32) + step, (count, 2)) * pixels).long()
+
+
+def cut_out(x_bchw: Tensor, centres_b2: Tensor, side: int) -> Tensor:
+    """Set a square of each image to 0; its part beyond the edge is lost.
+
+    Source: DeVries, Taylor 2017, "Improved regularization of convolutional neural networks with cutout", arXiv
+    1708.04552.
+
+    Args:
+        x_bchw: Square images, normalised to a mean of 0.
+        centres_b2: Row and column of each square's middle; of an even side, the pixel behind it.
+        side: In pixels.
+    """
+    pixels = torch.arange(x_bchw.shape[-1], device=x_bchw.device)
+    from_edge_b2j = pixels - (centres_b2 - side // 2).unsqueeze(-1)
+    rows_bi, columns_bj = ((from_edge_b2j >= 0) & (from_edge_b2j < side)).unbind(1)
+    kept_bij = ~(rows_bi.unsqueeze(2) & columns_bj.unsqueeze(1))
+    return x_bchw * kept_bij.unsqueeze(1)
 
 
 class Source(Protocol):

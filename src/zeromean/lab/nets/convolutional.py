@@ -36,7 +36,7 @@ from torch import nn
 
 import zeromean.nn as zmnn
 from zeromean.lab.nets.aligned import AlignedStack
-from zeromean.lab.recipes.recipe import Initialization
+from zeromean.lab.recipes.recipe import ConvolutionalInitialization
 
 Norm = Literal["none", "batch"]
 Padding = Literal["alternate", "one", "ceil", "one_ceil"]
@@ -189,6 +189,17 @@ class ConvolutionalNetwork(nn.Sequential):
             for layer in layers:
                 layer.p = float(rate) if everywhere or layer is layers[-1] else 0.0
 
+    def drop_before_pooling(self) -> None:
+        """Move the pooling of every stack that drops behind its dropout: the other reading of the paper.
+
+        There, dropout belongs to "the last layer in each stack" and pooling comes "after each stack". The maximum of
+        four elements survives where one of them does, so less is lost. Parameters and their names are unchanged.
+        """
+        for stack in self.stacks:
+            rates = [module.p for module in stack if isinstance(module, nn.Dropout)]
+            if rates[-1:] > [0.0] and "pool" in stack._modules:
+                stack._modules["pool"] = stack._modules.pop("pool")
+
 
 def convolutional_stack(stack: Stack, channels: int, activation: ActivationSource, norm: Norm) -> nn.Sequential:
     """The modules of one stack, on so many channels; its weights are yet to be drawn.
@@ -226,12 +237,13 @@ def _pooling(stack: Stack) -> dict[str, nn.Module]:
 
 
 def draw_weights(
-    network: ConvolutionalNetwork, activation: ActivationSource, initialization: Initialization, seed: int
+    network: ConvolutionalNetwork, activation: ActivationSource, initialization: ConvolutionalInitialization, seed: int
 ) -> ConvolutionalNetwork:
     """Draw the initial weights from a seed and leave the global generator as it was; biases are zero."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        zmnn.init_(network, "relu" if initialization == "he" else activation.build())
+        follows = activation.build() if initialization == "activation" else "relu"
+        zmnn.init_(network, follows, gain=1.0 if initialization == "lecun" else None)
     return network
 
 
@@ -247,7 +259,7 @@ def elu11(
     norm: Norm = "none",
     *,
     seed: int,
-    initialization: Initialization = "he",
+    initialization: ConvolutionalInitialization = "he",
     padding: Padding = "one_ceil",
 ) -> ConvolutionalNetwork:
     """The 11-layer network that compares activations on CIFAR-100; 1,669,028 parameters for 100 classes.
@@ -261,7 +273,8 @@ def elu11(
         seed: fixes the initial weights, leaving the global generator as it was. All activations get the same weights
             from the same seed, and so do all norms and paddings.
         initialization: ``he`` draws N(0, 2 / fan_in) for any activation; ``activation`` uses the activation's own
-            gain, and then the weights differ by that factor. Biases are zero.
+            gain, and then the weights differ by that factor; ``lecun`` draws N(0, 1 / fan_in), the variance of
+            Caffe's "xavier" filler. Biases are zero.
         padding: of 2x2 kernels, see the file's first lines.
 
     Returns:
@@ -281,7 +294,7 @@ def elu18(
     norm: Norm = "none",
     *,
     seed: int,
-    initialization: Initialization = "he",
+    initialization: ConvolutionalInitialization = "he",
     padding: Padding = "one_ceil",
 ) -> ConvolutionalNetwork:
     """The 18-layer network of the paper's best CIFAR results; 39,330,404 parameters for 100 classes.

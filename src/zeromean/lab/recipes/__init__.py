@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from zeromean.lab.recipes import images, recipe
-from zeromean.lab.recipes.cifar import cifar10_elu18, cifar100_elu11, cifar100_elu18
+from zeromean.lab.recipes.cifar import (
+    cifar10_elu18,
+    cifar10_elu18_fast,
+    cifar100_elu11,
+    cifar100_elu11_fast,
+    cifar100_elu18,
+    cifar100_elu18_fast,
+)
 from zeromean.lab.recipes.imagenet import imagenet_elu15
 from zeromean.lab.recipes.images import ImageRecipe as ImageRecipe
 from zeromean.lab.recipes.mnist import digits_mlp8, mnist_autoencoder, mnist_mlp8
@@ -21,6 +28,9 @@ RECIPES: dict[str, Callable[[], AnyRecipe]] = {
     "cifar100-elu11": cifar100_elu11,
     "cifar100-elu18": cifar100_elu18,
     "cifar10-elu18": cifar10_elu18,
+    "cifar100-elu11-fast": cifar100_elu11_fast,
+    "cifar100-elu18-fast": cifar100_elu18_fast,
+    "cifar10-elu18-fast": cifar10_elu18_fast,
     "imagenet-elu15": imagenet_elu15,
 }
 

@@ -9,9 +9,19 @@ fine-tunings, of 50,000 steps with dropout behind all layers and of 40,000 with 
 Not stated, and our choice: batches of 100 for the 11-layer network too, padding of even kernels (``alternate``), He
 initialization with biases of zero, the length of the 18-layer network's base phase (85,000 steps) and its learning
 rate while fine-tuning (0.001, then 0.0001).
+
+The ``-fast`` recipes train the same networks, without normalization layers, on a quarter to a third of the images.
+Their schedules are ours, reasoned and not yet tuned: larger batches, with the published first rate in proportion, after
+a warm-up and on a straight line to 0; twice the weight decay, which keeps the published product of rate and decay,
+summed over the steps, within 10 %; one phase of dropout, as each takes a compilation of its own; and weights of
+variance 1 / fan_in, for near 0 an ELU is the identity. On noise of variance 1, He's begin with a loss of 9 to 14 and a
+gradient of norm 170 to 240, where those begin with 4.6 and 3 to 5.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 
@@ -45,6 +55,60 @@ def cifar100_elu18() -> ImageRecipe:
 def cifar10_elu18() -> ImageRecipe:
     """Eighteen layers on CIFAR-10: the paper's 6.55 % (section 4.3)."""
     return _elu18("cifar10", "CIFAR-10")
+
+
+def cifar100_elu11_fast() -> ImageRecipe:
+    """Eleven layers on CIFAR-100 in 100 epochs instead of 330."""
+    return replace(
+        cifar100_elu11(),
+        name="cifar100-elu11-fast",
+        title="11-layer network on CIFAR-100, fast schedule",
+        source="network of the ELU paper, section 4.2; the schedule is our choice",
+        # The published training ends with a training error of 8 %: a third of it has less to regularize.
+        phases=(Phase(19_500, tuple(0.5 * rate for rate in _ELU11_DROPOUT)),),
+        batch_size=256,
+        # In proportion it were 0.0256; this keeps the product of rate and decay.
+        **_fast(peak=0.03, steps=19_500),
+    )
+
+
+def cifar100_elu18_fast() -> ImageRecipe:
+    """Eighteen layers on CIFAR-100 in 90 epochs instead of 350."""
+    return _elu18_fast(cifar100_elu18(), "CIFAR-100")
+
+
+def cifar10_elu18_fast() -> ImageRecipe:
+    """Eighteen layers on CIFAR-10 in 90 epochs instead of 350."""
+    return _elu18_fast(cifar10_elu18(), "CIFAR-10")
+
+
+def _elu18_fast(published: ImageRecipe, title: str) -> ImageRecipe:
+    return replace(
+        published,
+        name=f"{published.name}-fast",
+        title=f"18-layer network on {title}, fast schedule",
+        source="network of the ELU paper, section 4.3; the schedule is our choice",
+        # 39 million parameters learn 50,000 images by heart in 90 epochs too: dropout as published.
+        phases=(Phase(8_730, _ELU18_DROPOUT),),
+        # Below 512 images a step, an H200 is not busy.
+        batch_size=512,
+        **_fast(peak=0.05, steps=8_730),
+    )
+
+
+def _fast(*, peak: float, steps: int) -> dict[str, Any]:
+    """What the fast schedules have in common; the reasons are in the file's first lines."""
+    return {
+        "curve": "linear",
+        "rates": ((0, 0.1 * peak), (steps // 20, peak), (steps, 0.0)),
+        "nesterov": True,
+        "weight_decay": 1e-3,
+        # The usual first value for a hundred classes.
+        "label_smoothing": 0.1,
+        # The norm of the first gradient: a guard against jumps at the highest rate.
+        "clip": 5.0,
+        "initialization": "lecun",
+    }
 
 
 def _elu18(data: str, title: str) -> ImageRecipe:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from zeromean.lab.data.imagenet import is_folder
-from zeromean.lab.recipes.recipe import Initialization, parse_value
+from zeromean.lab.recipes.recipe import ConvolutionalInitialization, parse_value
 from zeromean.spelling import nearest
 
 Network = Literal["elu11", "elu18", "elu15"]
@@ -18,7 +18,7 @@ Precision = Literal["bfloat16", "tf32", "float32"]
 Normalization = Literal["gcn-zca", "mean-std", "pixel-mean"]
 Curve = Literal["stairs", "linear"]
 _FIXED = {"name", "title", "source", "network", "phases", "rates", "expected_sd"}
-_FACTORS = ("length", "rate_factor")
+_FACTORS = ("length", "rate_factor", "dropout_factor")
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,19 @@ class ImageRecipe:
         momentum: of stochastic gradient descent, ``v <- momentum v + g; w <- w - rate v``.
         nesterov: looks ahead: ``w <- w - rate (g + momentum v)``.
         weight_decay: L2, added to the gradient; slopes of activations are exempt.
+        decay_biases: whether biases, and the scales of normalization layers, decay as weights do.
         normalization: of the images, see :func:`zeromean.lab.data.prepare`; ``pixel-mean`` for those of a folder.
         pad: zeros on each side, out of which a crop of the old size is taken; not for a folder.
         resize: side of the square that an image of a folder becomes.
         crop: side of the part that is taken of it.
         flip: whether images are mirrored at random.
+        cutout: side of the square at a random place of each training image that becomes 0; 0 cuts none.
         label_smoothing: share of the target spread over all classes.
         clip: largest norm of the whole gradient; 0 does not clip.
         ema: decay a step of the average of the weights that is evaluated; 0 evaluates the weights.
         accumulate: parts that a batch is split into, one after the other, for less memory.
         padding: of 2x2 kernels, see :mod:`zeromean.lab.nets.convolutional`.
-        initialization: ``he`` or ``activation``.
+        initialization: ``he``, ``activation`` or ``lecun``, see :func:`zeromean.lab.nets.elu11`.
         precision: of convolutions and matrix products on a GPU; a CPU computes in float32.
         norms: the kinds of normalization layers that ``compare`` trains when ``--norm`` names none.
         validation: training images held out of the runs, on which a validation error is drawn; 0 trains on all.
@@ -89,17 +91,19 @@ class ImageRecipe:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
+    decay_biases: bool = True
     normalization: Normalization = "gcn-zca"
     pad: int = 4
     resize: int = 256
     crop: int = 224
     flip: bool = True
+    cutout: int = 0
     label_smoothing: float = 0.0
     clip: float = 0.0
     ema: float = 0.0
     accumulate: int = 1
     padding: Literal["alternate", "one", "ceil", "one_ceil"] = "alternate"
-    initialization: Initialization = "he"
+    initialization: ConvolutionalInitialization = "he"
     precision: Precision = "bfloat16"
     norms: tuple[Norm, ...] = ("none",)
     validation: int = 0
@@ -110,7 +114,7 @@ class ImageRecipe:
         """Check what no run could survive."""
         for field in ("batch_size", "accumulate", "probe_samples", "seeds"):
             _check(getattr(self, field) >= 1, self, field, "at least 1")
-        for field in ("pad", "validation", "clip", "weight_decay"):
+        for field in ("pad", "cutout", "validation", "clip", "weight_decay"):
             _check(getattr(self, field) >= 0, self, field, "0 or more")
         for field in ("momentum", "ema", "label_smoothing"):
             _check(0 <= getattr(self, field) < 1, self, field, "in [0, 1)")
@@ -194,7 +198,7 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
     """The recipe with fields changed by ``field=value`` texts, as the command line gives them.
 
     Besides its own fields, ``length=0.01`` trains a hundredth of the steps (see :meth:`ImageRecipe.shortened`), and
-    ``rate_factor=2`` doubles every learning rate.
+    ``rate_factor=2`` doubles every learning rate, ``dropout_factor=0.5`` halves every dropout rate.
 
     Args:
         recipe: what to start from.
@@ -217,12 +221,15 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
     if not changes:
         return recipe
     told = ", ".join(sorted(f"{field}={_told(value)}" for field, value in changes.items()))
-    length, factor = (changes.pop(field, 1.0) for field in _FACTORS)
+    length, factor, dropout = (changes.pop(field, 1.0) for field in _FACTORS)
     if not 0 < factor < math.inf:
         raise ValueError(f"rate_factor must be a positive number, got {factor:g}: 2 doubles every learning rate")
     shortened = recipe.shortened(length)
     rates = tuple((step, rate * factor) for step, rate in shortened.rates)
-    return replace(shortened, **changes, rates=rates, title=f"{recipe.title} ({told})")
+    phases = tuple(
+        replace(phase, dropout=tuple(dropout * rate for rate in phase.dropout)) for phase in shortened.phases
+    )
+    return replace(shortened, **changes, rates=rates, phases=phases, title=f"{recipe.title} ({told})")
 
 
 def _truth(field: str, text: str) -> bool:

@@ -16,6 +16,7 @@ from zeromean.spelling import nearest
 
 Task = Literal["classification", "reconstruction"]
 Initialization = Literal["he", "activation"]
+ConvolutionalInitialization = Literal["he", "activation", "lecun"]
 Precision = Literal["float32", "tf32"]
 
 

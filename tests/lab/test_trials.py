@@ -1,0 +1,199 @@
+"""The benchmarks that search on held-out images: what they train, what they keep, and how they judge."""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import open_points, trials, tune_fast
+from benchmarks.trials import Trial
+from tests.lab.image_study import short, tiny_cifar
+from tests.lab.small_images import DROPOUT, recipe, small
+
+from zeromean.lab.images import Material
+from zeromean.lab.recipes import find
+from zeromean.lab.recipes.cifar import cifar100_elu11
+from zeromean.lab.recipes.images import ImageRecipe, Phase, override
+from zeromean.lab.train import Training
+
+DATA = tiny_cifar(train=200)
+SMALL = recipe(normalization="mean-std", validation=30, phases=(Phase(12, DROPOUT),), rates=((0, 0.01),))
+FOREVER = math.inf
+ACTIVATION = "initialization=activation"
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the test set must not be read")
+
+    monkeypatch.setattr(Material, "test_batches", refuse)
+    with small():
+        yield
+
+
+def options(out: Path, **changes: Any) -> argparse.Namespace:
+    given = {"out": out, "gpus": 0, "together": 3, "seconds": 100.0, "seeds": 1, "candidates": 6, "validation": 30}
+    return argparse.Namespace(**{**given, **changes})
+
+
+def two(chosen: ImageRecipe = SMALL) -> list[Trial]:
+    return [Trial("first", chosen, "elu", 0), Trial("second", override(chosen, ["rate_factor=2"]), "relu", 1)]
+
+
+def test_every_variant_of_the_open_points_trains(tmp_path: Path) -> None:
+    planned = open_points.trials(SMALL, 1)
+    rows = trials.run(planned, DATA, options(tmp_path), FOREVER)
+    assert [row and row["status"] for row in rows] == ["ok"] * len(planned)
+    losses = {trial.variant: row["train_loss"] for trial, row in zip(planned, rows, strict=True) if row}
+    same = {variant for variant, loss in losses.items() if loss == losses[open_points.BASE]}
+    # What this small recipe has anyway, what a CPU ignores, and ReLU's own gain, which is He's.
+    assert same == {open_points.BASE, "normalization=mean-std", "padding=one", "precision=tf32", ACTIVATION}
+    found = open_points.table(planned, rows)
+    assert found.count("\n") == 2 + len(open_points.VARIANTS)
+    assert "| dropout before pooling |" in found
+
+
+def test_a_trial_with_a_row_is_not_repeated(tmp_path: Path) -> None:
+    first = trials.run(two(), DATA, options(tmp_path), FOREVER)
+    lines = (tmp_path / "results.jsonl").read_text()
+    assert trials.run(two(), DATA, options(tmp_path), FOREVER) == first
+    assert (tmp_path / "results.jsonl").read_text() == lines
+    again = [Trial("first", replace(SMALL, weight_decay=0.1), "elu", 0)]
+    assert trials.run(again, DATA, options(tmp_path), FOREVER)[0] not in first
+
+
+def test_a_row_says_all_and_nothing_of_the_test_set(tmp_path: Path) -> None:
+    first, second = trials.run(two(), DATA, options(tmp_path), FOREVER)
+    assert first is not None
+    assert second is not None
+    assert (second["variant"], second["activation"], second["seed"], second["steps"]) == ("second", "relu", 1, 12)
+    assert second["settings"]["recipe"]["rates"] == [[0, 0.02]]
+    assert second["settings"]["recipe"]["validation"] == 30
+    assert 0 <= second["validation_error"] <= 100
+    assert not [key for key in second if "test" in key]
+
+
+def test_what_the_time_cuts_off_continues_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = trials.run(two(), DATA, options(tmp_path / "whole"), FOREVER)
+    monkeypatch.setattr(trials, "_BEGINNING", 2.0)  # so that trials begin, and end after an epoch
+    assert trials.run(two(), DATA, options(tmp_path / "cut"), time.time()) == [None, None]
+    assert len(list((tmp_path / "cut" / "unfinished").rglob("*.safetensors"))) == 2
+    begun: list[int] = []
+    begin = Training.begin_epoch
+
+    def counted(training: Training) -> None:
+        begun.append(training.epoch)
+        begin(training)
+
+    monkeypatch.setattr(Training, "begin_epoch", counted)
+    resumed = trials.run(two(), DATA, options(tmp_path / "cut"), FOREVER)
+    assert begun == [1, 1]
+    assert list(map(_untimed, resumed)) == list(map(_untimed, undisturbed))
+    assert not list((tmp_path / "cut" / "unfinished").rglob("*.safetensors"))
+
+
+def _untimed(row: dict[str, Any] | None) -> dict[str, Any]:
+    assert row is not None
+    return {key: value for key, value in row.items() if "second" not in key}
+
+
+def test_nothing_begins_when_the_time_is_over(tmp_path: Path) -> None:
+    assert trials.run(two(), DATA, options(tmp_path), time.time()) == [None, None]
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_trial_that_diverges_has_a_row_and_ends_nothing(tmp_path: Path) -> None:
+    wild = [Trial("wild", override(SMALL, ["rate_factor=1e30"]), "elu", 0), *two()]
+    rows = trials.run(wild, DATA, options(tmp_path), FOREVER)
+    assert [row and row["status"] for row in rows] == ["diverged", "ok", "ok"]
+    assert tune_fast.error(rows[:1]) == math.inf
+    assert tune_fast.error([rows[1], None]) is None
+
+
+def test_halving_trains_the_better_ones_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def judged(planned: list[Trial], *_: Any) -> list[dict[str, Any]]:
+        asked.extend((trial.variant, trial.recipe.steps) for trial in planned)
+        order = {variant: place for place, variant in enumerate(sorted({trial.variant for trial in planned}))}
+        rows = [{"status": "ok", "validation_error": order[one.variant], "train_error": 1.0} for one in planned]
+        return [{**row, "seconds": 2.0} for row in rows]
+
+    monkeypatch.setattr(tune_fast, "run", judged)
+    chosen = find("cifar100-elu11-fast")
+    assert isinstance(chosen, ImageRecipe)
+    found = tune_fast.halve(chosen, DATA, options(tmp_path, candidates=16), FOREVER)
+    steps = [steps for _, steps in asked]
+    assert [steps.count(number) for number in (4875, 9750, 19500)] == [16, 4, 3]
+    best = sorted(name for name, number in asked if number == 4875)
+    assert [name for name, number in asked if number == 9750] == best[:4]
+    assert [name for name, number in asked if number == 19500] == best[:3]
+    assert found.splitlines()[2].startswith("| 1 | 0.00 | 1.0 | 2 |")
+
+
+def test_halving_waits_for_a_rung_that_the_time_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: dict[str, Any] = {"status": "ok", "validation_error": 1.0, "train_error": None, "seconds": 2.0}
+    calls: list[int] = []
+
+    def judged(planned: list[Trial], *_: Any) -> list[dict[str, Any] | None]:
+        calls.append(len(planned))
+        return [done if number else None for number in range(len(planned))]
+
+    monkeypatch.setattr(tune_fast, "run", judged)
+    found = tune_fast.halve(SMALL, DATA, options(tmp_path), FOREVER)
+    assert calls == [6]
+    assert found.count("| 0.25 |") == 5
+
+
+def test_candidates_begin_with_the_recipe_and_differ() -> None:
+    for name in ("cifar100-elu11-fast", "cifar100-elu18-fast", "cifar10-elu18-fast"):
+        chosen = find(name)
+        assert isinstance(chosen, ImageRecipe)
+        points = tune_fast.candidates(chosen, 400)
+        made = {json.dumps(Trial("", override(chosen, point), "elu", 0).settings()) for point in points}
+        assert points[0] == ()
+        assert len(made) == len(points) == 3**3 * 2**3
+        assert tune_fast.candidates(chosen, 9)[1:] == tune_fast.candidates(chosen, 9)[1:]
+
+
+def test_differences_are_paired_and_their_interval_pooled() -> None:
+    errors: dict[tuple[str, str], list[float | None]] = {
+        (open_points.BASE, "elu"): [30.0, 31.0, 32.0],
+        ("a", "elu"): [29.0, 30.5, None],
+        ("b", "elu"): [30.0, None, 32.5],
+        ("c", "elu"): [None, None, None],
+    }
+    assert open_points.differences(errors, "a", "elu") == [-1.0, -0.5]
+    assert open_points.differences(errors, "b", "elu") == [0.0, 0.5]
+    variance = 2 * 2 * 0.25**2 / 2
+    assert open_points.half_width(errors, 2) == pytest.approx(4.302653 * math.sqrt(variance / 2))
+    assert math.isnan(open_points.half_width({(open_points.BASE, "elu"): [1.0]}, 0))
+
+
+def test_the_command_writes_rows_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (open_points, tune_fast):
+        monkeypatch.setattr(module, "find", lambda name: replace(SMALL, validation=0))
+        monkeypatch.setattr(module.data, "load", lambda name: DATA)
+    monkeypatch.setattr(open_points, "VARIANTS", open_points.VARIANTS[:3])
+    words = ["cifar100-elu11", "length=0.5", "--validation", "30", "--out"]
+    open_points.main([*words, str(tmp_path / "points"), "--seeds", "2"])
+    rows = [json.loads(line) for line in (tmp_path / "points" / "results.jsonl").read_text().splitlines()]
+    assert [row["steps"] for row in rows] == [6] * 12
+    assert (tmp_path / "points" / "table.md").read_text().count("±") == 4
+    tune_fast.main([*words, str(tmp_path / "fast"), "--candidates", "4"])
+    assert (tmp_path / "fast" / "table.md").read_text().count("\n") == 2 + 4 + 3 + 3
+
+
+def test_two_processes_share_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "first_gpus", lambda count: (torch.device("cpu"),) * count)
+    chosen = short(cifar100_elu11(), validation=6)
+    planned = [Trial(f"seed {seed}", chosen, "elu", seed) for seed in range(3)]
+    rows = trials.run(planned, tiny_cifar(train=18), options(tmp_path, gpus=2, together=1), FOREVER)
+    assert [row and row["variant"] for row in rows] == ["seed 0", "seed 1", "seed 2"]
