@@ -2,8 +2,10 @@
 
     python benchmarks/probe_cost.py [--device cuda] [--networks mlp8 elu11 transformer] [--rounds 30] [--out DIR]
 
-``light`` watches a training: blocks of ten steps without a probe and ten with one that measures the first of them take
-turns, and its share is what the second take longer, the summing up included and the writing of a report not. ``full``
+``light`` watches a training: ten steps without a probe and ten with one that measures the first of them take turns.
+Every step is timed with the device idle before and after it. Its share is what the ten medians of the second kind add
+up to, above ten times the median of the first, the summing up included and the writing of a report not; its operators
+are those that torch dispatches in a measured step and not in another, its launches those of CUDA kernels. ``full``
 measures one batch besides: its price is stated in gradients, the time of one forward and backward pass of that batch,
 taken in turns with it. Medians and quartiles over the rounds; the first round of each is thrown away.
 """
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zeromean as zm
 from zeromean.lab.activation import parse
@@ -121,37 +124,78 @@ def gradient(subject: Subject) -> None:
     F.cross_entropy(scores.flatten(0, -2), subject.targets.flatten()).backward()
 
 
+class Counting(TorchDispatchMode):
+    """Counts the operators that are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(work: Callable[[], object]) -> int:
+    mode = Counting()
+    with mode:
+        work()
+    return mode.count
+
+
+def launches(work: Callable[[], object]) -> int:
+    """How many kernels a CUDA device is asked to run."""
+    kinds = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as found:
+        work()
+        torch.cuda.synchronize()
+    names = ("cudaLaunchKernel", "cuLaunchKernel")
+    return sum(one.name.startswith(names) for one in found.events() or [])
+
+
 def light(subject: Subject, device: torch.device, rounds: int) -> dict[str, Any]:
-    """What a block of ten steps takes, without and with a probe on the first."""
+    """What ten steps take, without and with a probe on the first."""
     optimizer = torch.optim.SGD(subject.model.parameters(), 1e-4)
     probe = zm.probe(subject.model, every=EVERY)
 
-    def block() -> None:
-        for _ in range(EVERY):
-            optimizer.zero_grad()
-            gradient(subject)
-            optimizer.step()
+    def step() -> None:
+        optimizer.zero_grad()
+        gradient(subject)
+        optimizer.step()
 
-    def watched() -> None:
-        with probe:
-            block()
+    def block() -> list[float]:
+        return [timed(step, device) for _ in range(EVERY)]
 
-    plain, measured = [], []
+    plain, watched = [], []
     for _ in range(rounds + 1):
-        plain.append(timed(block, device))
-        measured.append(timed(watched, device))
+        plain.append(block())
+        with probe:
+            watched.append(block())
     summing_up = timed(probe.report, device) - timed(probe.report, device)  # the second finds nothing left to sum up
-    summary = max(0.0, summing_up) / len(measured)
-    more = [b - a + summary for a, b in zip(plain[1:], measured[1:], strict=True)]
-    shares = [part / a for part, a in zip(more, plain[1:], strict=True)]
-    step = statistics.median(plain[1:]) / EVERY
+    summary = max(0.0, summing_up) / len(watched)
+    usual = statistics.median(one for times in plain[1:] for one in times)
+    places = [statistics.median(times) for times in zip(*watched[1:], strict=True)]
+    shares = [(sum(b) - sum(a) + summary) / sum(a) for a, b in zip(plain[1:], watched[1:], strict=True)]
     return {
-        "milliseconds_step": step,
-        "milliseconds_measured": step + statistics.median(more),
-        "share_at_every_10th_step": statistics.median(shares),
+        "milliseconds_step": usual,
+        "milliseconds_measured": places[0],
+        "milliseconds_summing_up": summary,
+        "share_at_every_10th_step": (sum(places) + summary) / (EVERY * usual) - 1,
         "spread": statistics.quantiles(shares, n=4)[::2],
         "n": rounds,
-    }
+    } | effort(subject, step, device)
+
+
+def effort(subject: Subject, step: Callable[[], None], device: torch.device) -> dict[str, int]:
+    """Operators, and on CUDA launches, that a measured step takes more; the first pass of a probe is not typical."""
+    found = {}
+    for name, count in (("operators", operators), *([("launches", launches)] if device.type == "cuda" else [])):
+        usual = count(step)
+        with zm.probe(subject.model):
+            step()
+            step()
+            found[f"{name}_a_measurement"] = count(step) - usual
+    return found
 
 
 def full(subject: Subject, device: torch.device, rounds: int) -> dict[str, Any]:

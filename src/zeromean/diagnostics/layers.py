@@ -30,6 +30,7 @@ _ELEMENTWISE: tuple[type[nn.Module], ...] = (
     *(nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold),
     *ACTIVATIONS.values(),
 )
+_KNOWN = frozenset(_ELEMENTWISE)
 NOT_A_LAYER = "neither a Linear or Conv layer nor an elementwise activation"
 COMPILED = "runs compiled: a hook would be ignored or compiled in"
 
@@ -191,7 +192,7 @@ def _behaves_elementwise(module: nn.Module) -> bool:
 
 def keeps_input(module: nn.Module) -> bool:
     """Whether an activation is known to leave its input as it was."""
-    return type(module) in _ELEMENTWISE and not getattr(module, "inplace", False)
+    return type(module) in _KNOWN and not getattr(module, "inplace", False)
 
 
 def unit_dimension(layer: Layer, output: Tensor, before: tuple[Layer, int] | None) -> int:

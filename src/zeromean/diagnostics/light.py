@@ -7,11 +7,12 @@ called again in the same pass is another layer, ``name#2``; its weights' gradien
 Small layers are measured together, since a net of them takes longer to start an operator than to run it: those whose
 tensors nothing overwrote in the first pass wait in the later ones until the forward pass ends, up to `SMALL` numbers a
 layer and `TOGETHER` in all (our choice: at most 4 MiB in float32 are held, and inputs that no other layer made). One
-that is overwritten after all is not read in that pass.
+that is overwritten after all is not read in that pass. The larger ones are measured at once.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -20,14 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from zeromean.diagnostics.gradients import Gradients
 from zeromean.diagnostics.layers import Layer, Role, keeps_input, unit_dimension
-from zeromean.diagnostics.moments import counts, counts_together, moments, moments_together
+from zeromean.diagnostics.moments import counts, moments
 from zeromean.diagnostics.tails import Tails, tails
+from zeromean.diagnostics.together import Layout, Packed, Rooms, Sight, facts, form, version
 from zeromean.diagnostics.unseen import FunctionalCalls
 
 SMALL = 2**15
 TOGETHER = 2**20
-GROUPED = frozenset({"cuda"})  # on a CPU, fresh memory for the group costs more than it saves
+GROUPED = frozenset({"cpu", "cuda"})
+MOST_LAYOUTS = 64  # batches of many shapes have one each
 OVERWRITTEN = "was overwritten, but not in the first measured pass"
 
 
@@ -45,7 +49,6 @@ class Seen:
             samples in the lower tail, the upper tail and, of rectifiers, up to the knee; of unit layers ``input_mean``
             and ``input_variance``, one value an input.
         weights: numbers in its weight.
-        norms: ``weight_gradient`` and ``output_gradient``, of several backward passes the root of the sum of squares.
     """
 
     name: str
@@ -55,34 +58,38 @@ class Seen:
     weights: int = 0
     notes: tuple[str, ...] = ()
     of_units: dict[str, Tensor] = field(default_factory=dict)
-    norms: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Sight:
-    """A call of a layer: its first input and output, how often each had been written, and the unit layer before it."""
+@dataclass
+class Learned:
+    """What passes tell later ones.
 
-    seen: Seen
-    layer: Layer
-    x: Tensor | None
-    y: Tensor
-    written: tuple[int, int]
-    before: tuple[Layer, int] | None
-    counted: bool
+    Attributes:
+        calm: names of layers that nothing overwrites.
+        trusted: names of layers whose weight's gradient is found in ``.grad``.
+        layouts: by the form of the calls that they serve.
+        rooms: for layouts to work in.
+    """
 
-    @property
-    def unchanged(self) -> bool:
-        """Whether input and output still are what they were."""
-        return self.written == (_version(self.x), _version(self.y))
+    calm: set[str] = field(default_factory=set)
+    trusted: set[str] = field(default_factory=set)
+    layouts: dict[Any, Layout] = field(default_factory=dict)
+    rooms: Rooms = field(default_factory=Rooms)
 
 
 class Pass:
     """The hooks of one forward pass and of the backward passes that follow it.
 
+    Attributes:
+        seen: by name, of the first pass, and of layers that may be overwritten.
+        packed: the others.
+        refused: why a layer was not read.
+        gradients: those that arrive until `end`.
+
     Args:
         layers: to read.
         known_tails: of activations without parameters, by name; those of the others are found anew.
-        calm: names of layers that may wait; the first pass fills it.
+        learned: what passes tell later ones.
         first: whether this is the first pass.
         functional: whether to look for activations called as functions, which costs a little in this pass.
     """
@@ -91,203 +98,194 @@ class Pass:
         self,
         layers: Iterable[Layer],
         known_tails: Mapping[str, Tails],
-        calm: set[str],
+        learned: Learned,
         *,
         first: bool,
         functional: bool,
     ) -> None:
         self.seen: dict[str, Seen] = {}
+        self.packed: Packed | None = None
         self.refused: dict[str, str] = {}
+        self.gradients = Gradients(learned.trusted, first=first)
         self.functional = FunctionalCalls() if functional else None
         self._layers = layers
         self._tails = known_tails
-        self._calm = calm
+        self._learned = learned
         self._first = first
         self._calls: dict[str, int] = {}
         self._before: tuple[Layer, int] | None = None
         self._last: tuple[Tensor, tuple[int, int], tuple[Tensor, Tensor]] | None = None
-        self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._counted: dict[Tails, dict[tuple[int, int], dict[str, Tensor]]] = {}
-        self._waiting: list[_Sight] = []
+        self._waiting: list[Sight] = []
         self._held = 0
-        self._gradients_early = False
-        self._forward: list[RemovableHandle] = []
-        self._backward: list[RemovableHandle] = []
+        self._entered: dict[str, dict[str, Tensor]] = {}
+        self._key = RemovableHandle(OrderedDict()).id
+        self._hooked: list[nn.Module] = []
 
     def begin(self) -> None:
         """Register the forward hooks."""
         try:
             for layer in self._layers:
-                early = layer.role == "activation" and (self.functional is not None or not keeps_input(layer.module))
-                if early:
-                    self._forward.append(
-                        layer.module.register_forward_pre_hook(self._entering(layer), with_kwargs=True)
-                    )
-                hook = layer.module.register_forward_hook(self._leaving(layer, entered=early), with_kwargs=True)
-                self._forward.append(hook)
+                self._hook(layer)
             if self.functional:
                 self.functional.__enter__()
         except BaseException:
             self.end_forward()
             raise
 
+    def _hook(self, layer: Layer) -> None:
+        """As `register_forward_hook` does, with one handle for all: making and removing handles takes the most time."""
+        module, key = layer.module, self._key
+        calm = layer.role != "activation" or keeps_input(module)
+        early = layer.role == "activation" and (self.functional is not None or not calm)
+        self._hooked.append(module)
+        if early:
+            module._forward_pre_hooks[key] = self._entering(layer)
+            module._forward_pre_hooks_with_kwargs[key] = True
+        module._forward_hooks[key] = self._leaving(layer, entered=early, calm=calm)
+        module._forward_hooks_with_kwargs[key] = True
+
+    def _unhook(self) -> None:
+        hooked, self._hooked, key = self._hooked, [], self._key
+        for module in hooked:
+            module._forward_hooks.pop(key, None)
+            module._forward_hooks_with_kwargs.pop(key, None)
+            if module._forward_pre_hooks:
+                module._forward_pre_hooks.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
     def end_forward(self) -> None:
         """Remove the forward hooks and measure what waits; the hooks that wait for gradients stay."""
         if self.functional:
             self.functional.close()
-        _remove(self._forward)
+        self._unhook()
         waiting, self._waiting = self._waiting, []
-        if self._first and not self._gradients_early:
-            self._calm |= {one.layer.name for one in waiting}
-            self._calm -= {one.layer.name for one in waiting if not self._is_calm(one)}
-        elif not self._first:
+        if self._first and not self.gradients.arrived:
+            self._learned.calm |= {one.layer.name for one in waiting}
+            self._learned.calm -= {one.layer.name for one in waiting if not self._is_calm(one)}
+        elif waiting and not self._first:
             unchanged = [one for one in waiting if one.unchanged]
             if len(unchanged) < len(waiting):
-                self.refused |= {one.seen.name: OVERWRITTEN for one in waiting if not one.unchanged}
+                self.refused |= {one.name: OVERWRITTEN for one in waiting if not one.unchanged}
             self._measure_together(unchanged)
         self._last = None
 
     def end(self) -> None:
         """Remove all hooks."""
         self.end_forward()
-        _remove(self._backward)
+        self.gradients.end()
 
-    def _is_calm(self, sight: _Sight) -> bool:
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the layers that were measured."""
+        packed = {told.name for told in self.packed.layout.told} if self.packed else set()
+        return frozenset(self.seen.keys() | packed)
+
+    def _is_calm(self, sight: Sight) -> bool:
         """Whether the output is what it was, to autograd's knowledge and by its mean: ``.data`` may change unknown."""
         mean, _ = moments(sight.y.detach(), unit_dimension(sight.layer, sight.y, sight.before))
-        return sight.unchanged and torch.equal(mean, sight.seen.of_units["mean"])
+        return sight.unchanged and torch.equal(mean, self.seen[sight.name].of_units["mean"])
 
     def _entering(self, layer: Layer) -> Callable[..., None]:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.functional:
                 self.functional.inside += 1
-            self._count(self._open(layer), layer, first_tensor(args or kwargs), self._before)
+            self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
+            self._entered[self._name(layer)] = self._counts(layer, first_tensor(args or kwargs), self._before)
 
         return enter
 
-    def _leaving(self, layer: Layer, *, entered: bool) -> Callable[..., None]:
+    def _leaving(self, layer: Layer, *, entered: bool, calm: bool) -> Callable[..., None]:
+        functional, calls, of_units = self.functional, self._calls, layer.role == "unit"
+        may_wait = calm and (self._first or layer.name in self._learned.calm)
+
         def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self.functional and layer.role == "activation":
-                self.functional.inside -= 1
-            seen = self._current(layer) if entered else self._open(layer)
-            x, y = first_tensor(args or kwargs), first_tensor(output)
+            if functional and layer.role == "activation":
+                functional.inside -= 1
+            if not entered:
+                calls[layer.name] = calls.get(layer.name, 0) + 1
+            name, x, y = self._name(layer), first_tensor(args or kwargs), first_tensor(output)
             if y is None or y.numel() == 0 or y.ndim == 0:
-                self.refused[seen.name] = "its output holds no floating-point numbers, or no units"
+                self.refused[name] = "its output holds no floating-point numbers, or no units"
                 return
-            sight = _Sight(seen, layer, x, y, (_version(x), _version(y)), self._before, entered)
-            if layer.role == "unit":
+            sight = Sight(layer, name, x, y, version(x), version(y), self._before)
+            if of_units:
                 self._before = (layer, y.ndim)
-                if self.functional:
-                    self.functional.place = seen.name
-            if not self._waits(sight):
+                if functional:
+                    functional.place = name
+            if not may_wait or not self._waits(sight):
                 self._measure(sight)
 
         return leave
 
-    def _waits(self, sight: _Sight) -> bool:
+    def _name(self, layer: Layer) -> str:
+        """Of its present call."""
+        call = self._calls[layer.name]
+        return layer.name if call == 1 else f"{layer.name}#{call}"
+
+    def _waits(self, sight: Sight) -> bool:
         """Whether to measure it later; in the first pass, nothing is, but what could be is looked at again."""
-        size = sight.y.numel()
-        if -1 in sight.written or size > SMALL or self._held + size > TOGETHER:
+        size = self._held + sight.y.numel()
+        if size - self._held > SMALL or size > TOGETHER or sight.x_written < 0 or sight.y_written < 0:
             return False
-        if self._first or sight.layer.name in self._calm:
-            self._waiting.append(sight)
-            self._held += size
-        return not self._first and sight.layer.name in self._calm
+        self._waiting.append(sight)
+        self._held = size
+        return not self._first
 
-    def _measure_together(self, sights: Sequence[_Sight]) -> None:
-        """What they have in common at once, then each."""
-        grouped = [one for one in sights if one.y.device.type in GROUPED]
-        pairs = [(one.y, unit_dimension(one.layer, one.y, one.before)) for one in grouped]
-        inputs = [(one, one.x) for one in grouped if one.x is not None and one.x.numel() > 0]
-        pairs += [(x, unit_dimension(one.layer, x, None)) for one, x in inputs if one.layer.role == "unit"]
-        self._known = moments_together(pairs)
-        by_tails: dict[Tails, list[tuple[Tensor, int]]] = {}
-        for one, x in inputs:
-            if one.layer.name in self._tails and x.ndim > 0:
-                wanted = by_tails.setdefault(self._tails[one.layer.name], [])
-                wanted.append((x, unit_dimension(one.layer, x, one.before)))
-        self._counted = {found: counts_together(xs, found) for found, xs in by_tails.items()}
+    def _measure_together(self, sights: Sequence[Sight]) -> None:
+        looks = form(sights)
+        layout = self._learned.layouts.get(looks)
+        if layout is None:
+            if len(self._learned.layouts) >= MOST_LAYOUTS:
+                self._learned.layouts.clear()
+            layout = self._learned.layouts[looks] = Layout(sights, self._tails, GROUPED, self._learned.rooms)
+        self.packed = layout.run(sights)
         for one in sights:
-            self._measure(one)
-        self._known, self._counted = {}, {}
+            self._listen(one)
 
-    def _measure(self, sight: _Sight) -> None:
-        seen, layer, x, y = sight.seen, sight.layer, sight.x, sight.y
-        if layer.role == "activation" and not sight.counted:
-            self._count(seen, layer, x, sight.before)
+    @torch.no_grad()
+    def _measure(self, sight: Sight) -> None:
+        layer, x, y = sight.layer, sight.x, sight.y
         dimension = unit_dimension(layer, y, sight.before)
-        if layer.role == "unit" and x is not None and x.numel() > 0:
+        weights, notes = facts(layer)
+        samples = y.numel() // y.shape[dimension]
+        seen = self.seen[sight.name] = Seen(sight.name, layer.kind, layer.role, samples, weights, notes)
+        if layer.role == "activation":
+            counted = self._entered.pop(sight.name, None)
+            seen.of_units |= self._counts(layer, x, sight.before) if counted is None else counted
+        elif layer.role == "unit" and x is not None and x.numel() > 0:
             found = self._moments(x, unit_dimension(layer, x, None))
             seen.of_units["input_mean"], seen.of_units["input_variance"] = found
-        seen.samples = y.numel() // y.shape[dimension]
         seen.of_units["mean"], seen.of_units["variance"] = self._moments(y, dimension)
-        if y.requires_grad and layer.role != "activation":
-            self._listen(seen, "output_gradient", y)
-        self._weights(seen, layer.module)
+        self._listen(sight)
 
-    def _count(self, seen: Seen, layer: Layer, x: Tensor | None, before: tuple[Layer, int] | None) -> None:
-        if x is not None and x.ndim > 0:
-            found = self._tails.get(layer.name) or tails(layer.module)
-            dimension = unit_dimension(layer, x, before)
-            known = (
-                self._counted[found].get((id(x), dimension)) if self._counted and layer.name in self._tails else None
-            )
-            seen.of_units |= known or counts(x.detach(), dimension, found)
-
-    def _open(self, layer: Layer) -> Seen:
-        call = self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
-        name = layer.name if call == 1 else f"{layer.name}#{call}"
-        notes = () if layer.module.training else ("in evaluation mode",)
-        seen = self.seen[name] = Seen(name, layer.kind, layer.role, notes=notes)
-        return seen
-
-    def _current(self, layer: Layer) -> Seen:
-        call = self._calls.get(layer.name, 0)
-        return self.seen[layer.name if call == 1 else f"{layer.name}#{call}"]
+    @torch.no_grad()
+    def _counts(self, layer: Layer, x: Tensor | None, before: tuple[Layer, int] | None) -> dict[str, Tensor]:
+        if x is None or x.ndim == 0:
+            return {}
+        found = self._tails.get(layer.name) or tails(layer.module)
+        return counts(x, unit_dimension(layer, x, before), found)
 
     def _moments(self, y: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
         """Of an output, or of an input, which often is the output that was seen last."""
-        if (id(y), dimension) in self._known:
-            return self._known[id(y), dimension]
-        key = (_version(y), dimension)
+        key = (version(y), dimension)
         if self._last is None or self._last[0] is not y or self._last[1] != key or key[0] < 0:
-            self._last = (y, key, moments(y.detach(), dimension))
+            self._last = (y, key, moments(y, dimension))
         return self._last[2]
 
-    def _weights(self, seen: Seen, module: nn.Module) -> None:
-        """A weight that is computed from others (weight norm) is no parameter, and not asked for: asking computes."""
-        weight = module._parameters.get("weight")
-        seen.weights = 0 if weight is None else weight.numel()
-        if seen.role == "unit" and weight is None:
-            seen.notes += ("weights are computed from other parameters",)
-        elif weight is not None and not weight.requires_grad:
-            seen.notes += ("weights are frozen",)
-        elif weight is not None and torch.is_grad_enabled() and "#" not in seen.name:
-            self._listen(seen, "weight_gradient", weight)
-
-    def _listen(self, seen: Seen, name: str, tensor: Tensor) -> None:
-        def hear(gradient: Tensor) -> None:
-            self._gradients_early |= bool(self._forward)
-            size = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
-            seen.norms[name] = torch.hypot(seen.norms[name], size) if name in seen.norms else size
-
-        self._backward.append(tensor.register_hook(hear))
-
-
-def _version(x: Tensor | None) -> int:
-    """How often it was written; -1 where nobody counts."""
-    if x is None:
-        return 0
-    return -1 if x.is_inference() else x._version
-
-
-def _remove(handles: list[RemovableHandle]) -> None:
-    while handles:
-        handles.pop().remove()
+    def _listen(self, sight: Sight) -> None:
+        """A weight that two calls share is heard once."""
+        announced = sight.y.requires_grad and sight.layer.role != "activation"
+        if announced:
+            self.gradients.of_output(sight.name, sight.y)
+        weight = sight.layer.module._parameters.get("weight")
+        if weight is not None and weight.requires_grad and sight.y.requires_grad and "#" not in sight.name:
+            self.gradients.of_weight(sight.name, weight, announced=announced)
 
 
 def first_tensor(value: Any) -> Tensor | None:
     """The first floating-point tensor in tuples, lists, mappings and dataclasses, ``logits`` before the others."""
+    if type(value) is tuple and len(value) == 1:
+        value = value[0]
     if isinstance(value, Tensor):
         return value if value.is_floating_point() and not value.is_nested else None
     for one in value if isinstance(value, (tuple, list)) else _parts(value):

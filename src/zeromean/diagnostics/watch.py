@@ -19,9 +19,9 @@ from torch.utils.hooks import RemovableHandle
 
 from zeromean.diagnostics import full
 from zeromean.diagnostics.full import Fisher
-from zeromean.diagnostics.history import History, numbers
+from zeromean.diagnostics.history import History
 from zeromean.diagnostics.layers import Patterns, Selection, Skipped, runs_compiled, select
-from zeromean.diagnostics.light import Pass, first_tensor
+from zeromean.diagnostics.light import Learned, Pass, first_tensor
 from zeromean.diagnostics.report import Report
 from zeromean.diagnostics.shield import Loss, forward_and_backward
 from zeromean.diagnostics.tails import tails
@@ -92,7 +92,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             for layer in self._selection.layers
             if layer.role == "activation" and not layer.module._parameters
         }
-        self._calm: set[str] = set()
+        self._learned = Learned()
         self._history = History()
         self._refused: dict[str, str] = {}
         self._unseen: tuple[str, ...] = ()
@@ -216,7 +216,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         functional = first and (
             self._batch[0] is not None or not any(map(runs_compiled, self._selection.root.modules()))
         )
-        return Pass(self._selection.layers, self._tails, self._calm, first=first, functional=functional)
+        return Pass(self._selection.layers, self._tails, self._learned, first=first, functional=functional)
 
     def _end_pass(self) -> None:
         if self._pass is not None:
@@ -228,7 +228,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         if measured.functional:
             self._unseen = measured.functional.sentences()
         self._refused |= measured.refused
-        self._history.add(step, measured.seen)
+        self._history.add(step, measured)
 
     def _run_batch(self, step: int) -> None:
         inputs, targets, loss = self._batch
@@ -247,7 +247,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
 
     def _add_natural(self, step: int, measured: Pass, output: Any) -> None:
         inputs, targets, _ = self._batch
-        layers = full.measurable(self._selection.layers, measured.seen)
+        layers = full.measurable(self._selection.layers, measured.names)
         scores = first_tensor(output)
         try:
             if not layers or scores is None:
@@ -259,7 +259,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             self._notes = (f"natural gradients were not measured at step {step}: {error}",)
             return
         values = {name: full.of_layer(one) for name, one in found.items()}
-        together = numbers(torch.stack([value.double().cpu() for of in values.values() for value in of.values()]))
+        together = torch.stack([value.double().cpu() for of in values.values() for value in of.values()]).tolist()
         plain = iter(together)
         self._history.add_values(step, {name: {key: next(plain) for key in of} for name, of in values.items()})
         self._history.add_units({name: full.of_units(one) for name, one in found.items()})
