@@ -25,7 +25,7 @@ from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.recording import arithmetic
 from zeromean.lab.spread import first_gpus
 from zeromean.lab.store import Run, Study
-from zeromean.lab.train import Training
+from zeromean.lab.train import Training, take_epoch
 
 VALIDATION = 5000
 # Of the time: what is begun later would hardly get beyond its compilation.
@@ -194,20 +194,12 @@ def _begin(trial: Trial, work: Work, device: torch.device, images: dict[str, Any
 
 
 def _epoch(trainings: Sequence[Training]) -> None:
-    """Train each for an epoch; their steps are queued in turns."""
-    started, recorded = time.perf_counter(), sum(training.spent.recording for training in trainings)
-    for training in trainings:
-        training.begin_epoch()
-    while any(training.steps_left for training in trainings):
-        for training in trainings:
-            if training.steps_left:
-                training.advance()
-    for training in trainings:
-        training.finish_epoch()
+    """Train each for an epoch; what it cost is told when the trial ends."""
+    started = time.perf_counter()
+    stepping = take_epoch(trainings, started)
     cost = time.perf_counter() - started
-    recording = sum(training.spent.recording for training in trainings) - recorded
     for training in trainings:
-        training.spend(cost / len(trainings), (cost - recording) / len(trainings), len(trainings))
+        training.spend(cost / len(trainings), stepping / len(trainings), len(trainings))
 
 
 def _row(trial: Trial, training: Training) -> Row:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from zeromean.diagnostics import fisher
 from zeromean.diagnostics.generators import generators_put_back
 from zeromean.diagnostics.layers import Layer
+from zeromean.diagnostics.patches import yields_net_inputs
 from zeromean.diagnostics.shield import eagerly
 from zeromean.diagnostics.units import UnitQuantities
-from zeromean.nn.linear import LinearAct
 
 Fisher = Literal["auto", "exact", "sampled", "empirical"]
 
@@ -26,10 +26,7 @@ def measurable(layers: Sequence[Layer], seen: Container[str]) -> dict[str, nn.Mo
     return {
         layer.name: layer.module
         for layer in layers
-        if isinstance(layer.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        and not isinstance(layer.module, LinearAct)
-        and layer.name in seen
-        and f"{layer.name}#2" not in seen
+        if yields_net_inputs(layer.module) and layer.name in seen and f"{layer.name}#2" not in seen
     }
 
 

@@ -225,7 +225,7 @@ class Pass:
     def _waits(self, sight: Sight) -> bool:
         """Whether to measure it later; in the first pass, nothing is, but what could be is looked at again."""
         size = self._held + sight.y.numel()
-        if size - self._held > SMALL or size > TOGETHER or sight.x_written < 0 or sight.y_written < 0:
+        if sight.y.numel() > SMALL or size > TOGETHER or sight.x_written < 0 or sight.y_written < 0:
             return False
         self._waiting.append(sight)
         self._held = size

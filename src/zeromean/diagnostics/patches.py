@@ -6,6 +6,8 @@ the kernel covers at one place of one image, in the order of its weight, `weight
 [groups, rows, units]; a linear layer is one group. Rows run over the batch first, then over the places.
 """
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,11 @@ from torch import Tensor, nn
 from zeromean.nn.linear import LinearAct
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def yields_net_inputs(module: nn.Module) -> TypeGuard[Layer]:
+    """Whether a module's output is the net input of linear or convolution units, with no activation of its own."""
+    return isinstance(module, Layer) and not isinstance(module, LinearAct)
 
 
 def check_layer(name: str, module: nn.Module) -> None:
@@ -22,7 +28,7 @@ def check_layer(name: str, module: nn.Module) -> None:
     Raises:
         ValueError: If it is anything but a `Linear`, `Conv1d`, `Conv2d` or `Conv3d`, or applies its own activation.
     """
-    if not isinstance(module, LAYERS) or isinstance(module, LinearAct):
+    if not yields_net_inputs(module):
         raise ValueError(
             f"layer {name!r} must be a Linear, Conv1d, Conv2d or Conv3d that yields net inputs, got "
             f"{type(module).__name__}: leave it out, or replace it by such a layer and a separate activation"

@@ -129,7 +129,6 @@ class Layout:
         self._rooms = rooms
         self._grouped = grouped
         self._wanted: dict[Any, list[tuple[int, bool, Tensor, int, Tails | nn.Module | None]]] = {}
-        self._own: dict[Any, tuple[Any, int]] = {}
         asked = [self._ask(place, sight, known_tails) for place, sight in enumerate(sights)]
         self._jobs: list[_Job] = []
         self._place: dict[Any, tuple[tuple[str, Place], ...]] = {}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zeromean.kernels.pooling import has_programs
+from zeromean.kernels.operator import fused
 
 # Elements that a program of four warps makes.
 _TILE = 2048
@@ -61,7 +61,7 @@ def convolve(x_bchw: Tensor, weight: Tensor, stride: int, padding: int) -> Tenso
 
 
 def _patches(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    if has_programs(x) and x.numel():
+    if fused(x) and x.numel():
         return _launch(x, kernel, stride, padding)
     windows = F.pad(x, (padding,) * 4).unfold(2, kernel, stride).unfold(3, kernel, stride)
     rows = windows.permute(0, 2, 3, 4, 5, 1).reshape(-1, kernel * kernel * x.shape[1])

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from zeromean.kernels.pooling import has_programs, largest, unpool
+from zeromean.kernels.operator import fused
+from zeromean.kernels.pooling import largest, unpool
 
 # Pooling windows of a program.
 _ROWS = 32
@@ -88,7 +89,7 @@ def _backward(gradient: Tensor, which: Tensor, x: Tensor, kernel: int, padding: 
 
 
 def _fits(x: Tensor) -> bool:
-    return has_programs(x) and x.dtype in (torch.bfloat16, torch.float16) and 0 < x.numel() < 2**31
+    return fused(x) and x.dtype in (torch.bfloat16, torch.float16) and 0 < x.numel() < 2**31
 
 
 def _wide(x: Tensor) -> torch.dtype:

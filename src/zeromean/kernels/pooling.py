@@ -11,30 +11,20 @@ Ties and NaN go as in `torch.nn.functional.max_pool2d` on CUDA: the first of equ
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-_TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
-_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+from zeromean.kernels.operator import fused
 
 # Elements of a tile, four warps to a program: one access of 16 bytes a thread in half precision.
 _TILE = 1024
 _NARROWEST, _WIDEST = 32, 128
 
 _library = torch.library.Library("zeromean", "FRAGMENT")
-
-
-def has_programs(x: Tensor) -> bool:
-    """Whether there are Triton programs for a tensor of this kind: CUDA, or Triton's interpreter on any device."""
-    on_nvidia = x.is_cuda and torch.version.hip is None
-    return (on_nvidia or _INTERPRETED) and x.dtype in _TYPES and _TRITON_IS_THERE
 
 
 def max_pool(x_bchw: Tensor, *, ceil: bool) -> Tensor:
@@ -82,7 +72,7 @@ def largest(x: Tensor, ceil: bool) -> tuple[Tensor, Tensor]:
 
 def unpool(gradient: Tensor, which: Tensor, height: int, width: int) -> Tensor:
     """The gradient of a map of that size, given that of its windows and the place of each one's largest element."""
-    if has_programs(gradient) and gradient.numel():
+    if fused(gradient) and gradient.numel():
         return _launch(gradient, which, height, width)
     count, channels, down, across = gradient.shape
     dx = gradient.new_zeros(count, channels, 2 * down, 2 * across)

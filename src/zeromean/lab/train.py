@@ -133,9 +133,13 @@ def _resume(training: Training, study: Study) -> None:
         study.trim_metrics(training.run, training.epoch)
 
 
-def _epoch(trainings: Sequence[Training]) -> list[dict[str, Any]]:
-    """Train each for an epoch; their steps are queued in turns, so that none waits for another's host."""
-    started, recording = time.perf_counter(), sum(training.spent.recording for training in trainings)
+def take_epoch(trainings: Sequence[Training], started: float) -> float:
+    """Train each for an epoch; their steps are queued in turns, so that none waits for another's host.
+
+    Returns:
+        The seconds since ``started``, a reading of `time.perf_counter`, those of compiling and recording left out.
+    """
+    recording = sum(training.spent.recording for training in trainings)
     for training in trainings:
         training.begin_epoch()
     for _ in range(max(training.steps_left for training in trainings)):
@@ -145,7 +149,13 @@ def _epoch(trainings: Sequence[Training]) -> list[dict[str, Any]]:
     for training in trainings:
         training.finish_epoch()
     recording = sum(training.spent.recording for training in trainings) - recording
-    stepping = (time.perf_counter() - started - recording) / len(trainings)
+    return time.perf_counter() - started - recording
+
+
+def _epoch(trainings: Sequence[Training]) -> list[dict[str, Any]]:
+    """Train each for an epoch, and find out what it came to."""
+    started = time.perf_counter()
+    stepping = take_epoch(trainings, started) / len(trainings)
     rows = [training.watch() for training in trainings]
     cost = (time.perf_counter() - started) / len(trainings)
     return [row | one.spend(cost, stepping, len(trainings)) for one, row in zip(trainings, rows, strict=True)]

@@ -37,9 +37,8 @@ from zeromean.diagnostics.collect import (
     squared_deltas,
     target_score,
 )
-from zeromean.diagnostics.patches import LAYERS, Layer
+from zeromean.diagnostics.patches import Layer, yields_net_inputs
 from zeromean.diagnostics.units import unit_natural_gradient
-from zeromean.nn.linear import LinearAct
 
 
 class UnitNaturalGradient(torch.optim.Optimizer):
@@ -195,8 +194,7 @@ def _trainable_layers(model: nn.Module) -> dict[str, Layer]:
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LAYERS)
-        and not isinstance(module, LinearAct)
+        if yields_net_inputs(module)
         and (weight := module._parameters.get("weight")) is not None
         and weight.requires_grad
     }

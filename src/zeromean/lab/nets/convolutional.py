@@ -197,7 +197,7 @@ class ConvolutionalNetwork(nn.Sequential):
         """
         for stack in self.stacks:
             rates = [module.p for module in stack if isinstance(module, nn.Dropout)]
-            if rates[-1:] > [0.0] and "pool" in stack._modules:
+            if rates and rates[-1] > 0 and "pool" in stack._modules:
                 stack._modules["pool"] = stack._modules.pop("pool")
 
 
