@@ -387,12 +387,12 @@ def test_what_cannot_be_measured_is_named() -> None:
         ({}, "layers must hold at least one layer"),
         ({"act": model.get_submodule("1")}, "layer 'act' must be a Linear, Conv1d, .* got ELU"),
         ({"fused": zm.nn.LinearAct(5, 5)}, "layer 'fused' must be a Linear, .* got LinearAct"),
-        ({"absent": nn.Linear(5, 4)}, "layer 'absent' must be called once in a forward pass, got 0 calls"),
+        ({"absent": nn.Linear(5, 4)}, "layer 'absent': it must be called once in a forward pass, got 0 calls"),
     ):
         with pytest.raises(ValueError, match=message):
             measure(model, layers, x)
     twice = nn.Sequential(nn.Linear(5, 5), nn.ELU()).double()
-    with pytest.raises(ValueError, match="layer 'shared' must be called once in a forward pass, got 2 calls"):
+    with pytest.raises(ValueError, match="layer 'shared': it must be called once in a forward pass, got 2 calls"):
         measure(nn.Sequential(twice, twice), {"shared": twice[0]}, x)
     with pytest.raises(ValueError, match="layer '0': its inputs must be finite"):
         measure(model, {"0": first}, x * float("nan"))

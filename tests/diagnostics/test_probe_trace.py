@@ -5,7 +5,7 @@ import gc
 import random
 import weakref
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import pytest
@@ -115,6 +115,7 @@ def test_hooks_are_gone_between_measured_steps_and_afterwards() -> None:
         model(x)
         assert hooks(model) == 1
     assert hooks(model) == 0
+    assert not y._backward_hooks
     assert p.report().steps == (0,)
 
 
@@ -305,3 +306,31 @@ def test_wrappers_of_data_parallelism_are_looked_through() -> None:
     finally:
         torch.distributed.destroy_process_group()
     assert len(zm.probe.measure(nn.DataParallel(mlp()), x).layers) == 5
+
+
+class Shared(nn.Module):
+    """One module under three names, with a buffer, and its weight in another module too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.stack, self.head = nn.Sequential(self.inner, self.inner), nn.Linear(4, 4)
+        self.head.weight = self.inner.get_parameter("0.weight")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.stack(x))
+        return y
+
+
+@pytest.mark.parametrize("preset", ["light", "full"])
+def test_a_module_with_several_names_keeps_its_tensors(preset: Literal["light", "full"]) -> None:
+    model, x, y = Shared(), torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    values = {name: one.detach().clone() for name, one in tensors.items()}
+    report = zm.probe.measure(model, x, y, preset)
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert found.keys() == tensors.keys()
+    assert all(found[name] is tensors[name] for name in tensors)
+    assert all(torch.equal(found[name], values[name]) for name in tensors)
+    assert model.head.weight is model.inner.get_parameter("0.weight")
+    assert {layer.name for layer in report.layers if layer.role == "unit"} == {"inner.0", "inner.0#2", "head"}

@@ -97,6 +97,22 @@ def collect(
     Raises:
         ValueError: If a layer is of the wrong kind, is not called or is called more than once, or no layer is given.
     """
+    outputs, records, wrong = observe(model, layers, inputs, dtype=dtype, max_samples=max_samples, generator=generator)
+    for name, reason in wrong.items():
+        raise ValueError(f"layer {name!r}: {reason}")
+    return outputs, records
+
+
+def observe(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    inputs: Any,
+    *,
+    dtype: torch.dtype,
+    max_samples: int | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, dict[str, LayerRows], dict[str, str]]:
+    """As `collect`, but layers that were not called exactly once are returned with the reason, and are no error."""
     if not layers:
         raise ValueError(
             "layers must hold at least one layer, got none: name Linear or convolution layers of the model"
@@ -116,13 +132,13 @@ def collect(
 
     with torch.inference_mode(False), torch.enable_grad(), _hooked(layers, record):
         outputs = forward(model, inputs)
-    for name, seen in records.items():
-        if len(seen) != 1:
-            raise ValueError(
-                f"layer {name!r} must be called once in a forward pass, got {len(seen)} calls: leave out layers that "
-                "are unused, shared between places, or used through their weight alone"
-            )
-    return outputs, {name: seen[0] for name, seen in records.items()}
+    wrong = {
+        name: f"it must be called once in a forward pass, got {len(seen)} calls: leave out layers that "
+        "are unused, shared between places, or used through their weight alone"
+        for name, seen in records.items()
+        if len(seen) != 1
+    }
+    return outputs, {name: seen[0] for name, seen in records.items() if len(seen) == 1}, wrong
 
 
 @contextmanager
@@ -226,6 +242,8 @@ def _sample(f: Tensor, output: Output, generator: torch.Generator | None) -> Ten
     device = generator.device if generator is not None else f.device
     if output == "gaussian":
         return f + torch.randn(f.shape, generator=generator, device=device, dtype=f.dtype).to(f.device)
+    if not f.isfinite().all():
+        raise ValueError("labels are drawn from finite outputs, got nan or infinity: measure before training diverges")
     p = f.softmax(-1).flatten(0, -2).to(device)
     return torch.multinomial(p, 1, generator=generator).view(f.shape[:-1]).to(f.device)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from zeromean.diagnostics.full import MOST_ROWS
 from zeromean.diagnostics.meaning import MEANINGS
+from zeromean.diagnostics.remedies import remedy
 
 if TYPE_CHECKING:
     from zeromean.diagnostics.report import LayerReport, Report
@@ -59,8 +60,9 @@ def find(report: Report) -> tuple[Finding, ...]:
     return tuple(sorted([*kept, *_gradients(report)], key=lambda one: -one.gravity))
 
 
-def _make(layer: LayerReport, quantity: str, gravity: float, text: str) -> Finding:
-    return Finding(layer.name, quantity, layer.value(quantity), min(1.0, gravity), text, MEANINGS[quantity].remedy)
+def _make(report: Report, layer: LayerReport, quantity: str, gravity: float, text: str) -> Finding:
+    told = remedy(report, layer, quantity)
+    return Finding(layer.name, quantity, layer.value(quantity), min(1.0, gravity), text, told)
 
 
 def _since(report: Report, layer: LayerReport, quantity: str) -> str:
@@ -73,8 +75,8 @@ def _since(report: Report, layer: LayerReport, quantity: str) -> str:
 
 def _not_finite(report: Report, layer: LayerReport) -> Iterator[Finding]:
     if None in layer.of_units["mean"]:
-        remedy = "lower the learning rate, or look for what divides by zero or overflows before it"
-        yield Finding(layer.name, "mean", None, 1.0, "outputs are not finite", remedy)
+        todo = "lower the learning rate, or look for what divides by zero or overflows before it"
+        yield Finding(layer.name, "mean", None, 1.0, "outputs are not finite", todo)
 
 
 def _share(quantity: str, weight: float, words: str) -> Callable[[Report, LayerReport], Iterator[Finding]]:
@@ -86,7 +88,7 @@ def _share(quantity: str, weight: float, words: str) -> Callable[[Report, LayerR
             return
         says = _OFF if quantity == "saturated" and "dead" in layer.series else words
         text = f"{MEANINGS[quantity].print(value)} of units {says}{_since(report, layer, quantity)}"
-        yield _make(layer, quantity, weight * value, text)
+        yield _make(report, layer, quantity, weight * value, text)
 
     return check
 
@@ -108,7 +110,7 @@ def _incoming_mean(report: Report, layer: LayerReport) -> Iterator[Finding]:
     text += f"inputs' means are {_times(shift)} their spread"
     excess = max(shift / MEANINGS["input_shift"].healthy[1], bias / 2, means / 2)
     text += f": {told}" if told else f" ({_REFERENCE})"
-    yield _make(layer, "input_shift", 0.3 * (1 - 1 / (1 + excess)), text + _since(report, layer, "input_shift"))
+    yield _make(report, layer, "input_shift", 0.3 * (1 - 1 / (1 + excess)), text + _since(report, layer, "input_shift"))
 
 
 def _times(factor: float) -> str:
@@ -127,7 +129,9 @@ def _scale(report: Report, layer: LayerReport) -> Iterator[Finding]:
         return
     words = "hardly vary over the samples" if spread < 1 else "vary widely"
     gravity = 0.05 * abs(math.log10(spread)) if spread > 0 else 0.9
-    yield _make(layer, "spread", gravity, f"outputs {words}, spread {spread:.2g}{_since(report, layer, 'spread')}")
+    yield _make(
+        report, layer, "spread", gravity, f"outputs {words}, spread {spread:.2g}{_since(report, layer, 'spread')}"
+    )
 
 
 def _far_from_natural(report: Report, layer: LayerReport) -> Iterator[Finding]:
@@ -135,9 +139,9 @@ def _far_from_natural(report: Report, layer: LayerReport) -> Iterator[Finding]:
     if cosine is not None and not MEANINGS["cosine"].is_healthy(cosine):
         angle = math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
         text = f"the gradient points {angle:.0f} degrees away from the unit natural gradient (cosine {cosine:.2g})"
-        yield _make(layer, "cosine", 0.1 * (1 - cosine), text)
+        yield _make(report, layer, "cosine", 0.1 * (1 - cosine), text)
     if residual is not None and not MEANINGS["residual"].is_healthy(residual):
-        yield _make(layer, "residual", 0.05, f"its natural gradient is known only to {residual:.1g}")
+        yield _make(report, layer, "residual", 0.05, f"its natural gradient is known only to {residual:.1g}")
 
 
 def _few_rows(report: Report, layer: LayerReport) -> Iterator[Finding]:
@@ -148,10 +152,10 @@ def _few_rows(report: Report, layer: LayerReport) -> Iterator[Finding]:
     if rows < _ROWS_AN_INPUT * inputs:
         text = f"its k and natural gradient are rough: {rows} rows tell of {inputs} inputs"
         wanted = _ROWS_AN_INPUT * inputs
-        remedy = f"probe with {wanted} values of each unit"
+        todo = f"probe with {wanted} values of each unit"
         if wanted > MOST_ROWS:
-            remedy = f"measure it with zeromean.diagnostics.measure and max_samples={wanted}"
-        yield Finding(layer.name, "k", layer.value("k"), 0.02, text, remedy)
+            todo = f"measure it with zeromean.diagnostics.measure and max_samples={wanted}"
+        yield Finding(layer.name, "k", layer.value("k"), 0.02, text, todo)
 
 
 def _gradients(report: Report) -> Iterator[Finding]:
@@ -165,12 +169,12 @@ def _gradients(report: Report) -> Iterator[Finding]:
     for layer in report.layers:
         size = sizes.get(layer.name)
         if size == 0:
-            remedy = "look for dead units behind it, or for a loss that ignores it"
-            yield Finding(layer.name, "weight_gradient", 0.0, 0.95, "its weights get a gradient of zero", remedy)
+            todo = "look for dead units behind it, or for a loss that ignores it"
+            yield Finding(layer.name, "weight_gradient", 0.0, 0.95, "its weights get a gradient of zero", todo)
         elif size and not 1 / _UNEQUAL <= size / usual <= _UNEQUAL:
             word = "vanishes" if size < usual else "explodes"
             text = f"the gradient of its weights {word}: {size:.1g} a weight, where {usual:.1g} is the layers' median"
-            yield _make(layer, "weight_gradient", 0.2, text)
+            yield _make(report, layer, "weight_gradient", 0.2, text)
 
 
 _CHECKS: tuple[Callable[[Report, LayerReport], Iterator[Finding]], ...] = (

@@ -29,8 +29,8 @@ from zeromean.diagnostics.collect import (
     LayerRows,
     Output,
     check_options,
-    collect,
     deltas,
+    observe,
     squared_deltas,
     target_score,
 )
@@ -81,13 +81,50 @@ def measure(
     Raises:
         ValueError: If a layer cannot be measured (it is named), a number is not finite, or an argument is unknown.
     """
+    measured, wrong = attempt(
+        model,
+        layers,
+        inputs,
+        targets=targets,
+        fisher=fisher,
+        output=output,
+        damping=damping,
+        max_samples=max_samples,
+        method=method,
+        dtype=dtype,
+        generator=generator,
+    )
+    for name, reason in wrong.items():
+        raise ValueError(f"layer {name!r}: {reason}")
+    return measured
+
+
+def attempt(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    inputs: Any,
+    *,
+    targets: Tensor | None,
+    fisher: Fisher,
+    output: Output,
+    damping: float,
+    max_samples: int | None,
+    method: Method | Literal["auto"] = "auto",
+    dtype: torch.dtype = torch.float64,
+    generator: torch.Generator | None = None,
+) -> tuple[dict[str, UnitQuantities], dict[str, str]]:
+    """As `measure`, but layers that cannot be measured are returned with the reason, and are no error."""
     check_options(fisher, output, targets)
     if damping < 0:
         raise ValueError(f"damping must be 0 or more, got {damping}: it is a fraction of the mean square input")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     with untouched(model):
         model.eval()
-        outputs, records = collect(model, layers, inputs, dtype=dtype, max_samples=max_samples, generator=generator)
+        outputs, records, wrong = observe(
+            model, layers, inputs, dtype=dtype, max_samples=max_samples, generator=generator
+        )
+        if not records:
+            return {}, wrong
         squares = squared_deltas(outputs, records, fisher=fisher, output=output, targets=targets, generator=generator)
         losses = {} if targets is None else deltas(outputs, records, -target_score(outputs.detach(), targets, output))
     measured = {}
@@ -97,8 +134,8 @@ def measure(
                 record, squares.pop(name), losses.pop(name, None), len(outputs), damping, method
             )
         except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
-    return measured
+            wrong[name] = str(error)
+    return measured, wrong
 
 
 def _quantities(

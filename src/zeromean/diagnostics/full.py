@@ -21,13 +21,21 @@ MOST_CLASSES = 100
 MOST_ROWS = 4096
 
 
-def measurable(layers: Sequence[Layer], seen: Container[str]) -> dict[str, nn.Module]:
-    """Linear and convolution layers that ran once: a Fisher block needs their preactivation, and one input a sample."""
-    return {
-        layer.name: layer.module
-        for layer in layers
-        if yields_net_inputs(layer.module) and layer.name in seen and f"{layer.name}#2" not in seen
-    }
+def measurable(layers: Sequence[Layer], seen: Container[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Linear and convolution layers that ran once: a Fisher block needs their preactivation, and one input a sample.
+
+    Returns:
+        Those by name, and why the other unit layers that ran are left out.
+    """
+    ran = [layer for layer in layers if layer.role == "unit" and layer.name in seen]
+    left_out = {layer.name: why for layer in ran if (why := _left_out(layer, f"{layer.name}#2" in seen))}
+    return {layer.name: layer.module for layer in ran if layer.name not in left_out}, left_out
+
+
+def _left_out(layer: Layer, again: bool) -> str:
+    if not yields_net_inputs(layer.module):
+        return f"a {layer.kind} yields no net inputs of Linear or Conv units"
+    return "it was called more than once in a forward pass" if again else ""
 
 
 def natural(
@@ -39,8 +47,8 @@ def natural(
     *,
     which: Fisher,
     damping: float,
-) -> dict[str, UnitQuantities]:
-    """Measure those layers; see `zeromean.diagnostics.measure`.
+) -> tuple[dict[str, UnitQuantities], dict[str, str]]:
+    """Measure those layers, and say why some could not be; see `zeromean.diagnostics.measure`.
 
     Args:
         root: the model.
@@ -56,7 +64,7 @@ def natural(
     outputs = scores[0].numel() if regression else scores.shape[-1]
     few = outputs <= MOST_CLASSES and (regression or scores.ndim == 2)
     with generators_put_back(root), eagerly(root):
-        return fisher.measure(
+        return fisher.attempt(
             root,
             layers,
             tuple(inputs) if isinstance(inputs, list) else inputs,
@@ -84,3 +92,13 @@ def of_layer(found: UnitQuantities) -> dict[str, Tensor]:
         numbers["bias_ratio"] = sizes["bias_gradient"] / sizes["natural_bias"]
         numbers["shift_ratio"] = sizes["bias_shift"] / sizes["natural_bias_shift"]
     return numbers | {"residual": found.residual.nan_to_num(0).amax()}
+
+
+def notes(step: int, left_out: Mapping[str, str]) -> tuple[str, ...]:
+    """A line for each reason, with the layers that have no natural gradient because of it."""
+    names: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        names.setdefault(why, []).append(name)
+    return tuple(
+        f"natural gradients were not measured at step {step} of {', '.join(of)}: {why}" for why, of in names.items()
+    )

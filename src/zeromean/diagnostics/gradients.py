@@ -1,21 +1,27 @@
 """Norms of the gradients that a backward pass brings, found together when it ends.
 
 A hook that computes costs more than it computes: here hooks take note of a gradient, and one operator finds the norms
-of all when the engine has finished. Gradients above `HELD` numbers are measured as they arrive, so that none stays
-alive for the probe's sake. A weight's is read from ``.grad``, without a hook, where the first measured pass showed that
-this is what the backward pass left there and where nothing lay before; elsewhere a hook on the weight hears it.
+of all when the engine has finished. Gradients above `HELD` numbers (on a GPU `HELD_ON_CUDA`, since starting an operator
+there takes as long as running it on that many; `TOGETHER` in all: our choice) are measured as they arrive, so that no
+large one stays alive for the probe's sake. A weight's is read from ``.grad``, without a hook, where the first measured
+pass showed that this is what the backward pass left there and where nothing lay before; elsewhere a hook on the weight
+hears it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-HELD = 2**15
+HELD, HELD_ON_CUDA = 2**15, 2**23
+TOGETHER = 2**25
+
+_KEY = RemovableHandle(OrderedDict()).id
 
 Key = tuple[str, Literal["weight_gradient", "output_gradient"]]
 
@@ -24,8 +30,8 @@ class Gradients:
     """The gradients of one measured pass.
 
     Attributes:
-        norms: what was found, side by side, with the layer and the quantity of each; several of one where several
-            backward passes ran.
+        norms: what was found, tensors without dimensions, with the layer and the quantity of each; several of one
+            where several backward passes ran.
 
     Args:
         trusted: names of layers whose weight's ``.grad`` may be read instead.
@@ -33,14 +39,16 @@ class Gradients:
     """
 
     def __init__(self, trusted: set[str], *, first: bool) -> None:
-        self.norms: list[tuple[tuple[Key, ...], Tensor]] = []
+        self.norms: list[tuple[tuple[Key, ...], Sequence[Tensor]]] = []
         self._trusted = trusted
         self._first = first
         self._handles: list[RemovableHandle] = []
+        self._hung: list[dict[int, Callable[[Tensor], Tensor | None]]] = []
         self._weights: list[tuple[str, Tensor]] = []
         self._fresh: list[tuple[str, Tensor]] = []
         self._held: list[tuple[Key, Tensor, int]] = []
         self._heard: dict[str, int] = {}
+        self._size = 0
         self._queued = False
 
     @property
@@ -71,22 +79,43 @@ class Gradients:
         """Remove the hooks, and measure what a backward pass that failed has left."""
         while self._handles:
             self._handles.pop().remove()
+        while self._hung:
+            self._hung.pop().pop(_KEY, None)
         if self._queued:
             self._finish()
 
     def _listen(self, key: Key, tensor: Tensor) -> None:
-        def hear(gradient: Tensor) -> None:
+        def hear(gradient: Tensor) -> Tensor | None:
             if not self._queued:
                 self._begin()
             if self._first and key[1] == "weight_gradient":
                 self._heard[key[0]] = 0 if gradient.is_sparse else gradient.data_ptr()
-            if gradient.numel() > HELD or gradient.is_sparse:
+            if gradient.is_sparse or not self._holds(gradient):
                 self._measure(((key, gradient),))
             else:  # an alias, since the engine copies a gradient that somebody else holds
                 alias = gradient.detach() if key[1] == "weight_gradient" else gradient
                 self._held.append((key, alias, gradient._version))
+            return None
 
-        self._handles.append(tensor.register_hook(hear))
+        self._hang(tensor, hear)
+
+    def _hang(self, tensor: Tensor, hear: Callable[[Tensor], Tensor | None]) -> None:
+        """As `Tensor.register_hook` does, without a handle, which takes most of its time."""
+        if type(tensor) is not Tensor or tensor._backward_hooks is not None or tensor.grad_fn is None:
+            self._handles.append(tensor.register_hook(hear))
+            return
+        hooks: dict[int, Callable[[Tensor], Tensor | None]] = OrderedDict()
+        tensor._backward_hooks = hooks
+        tensor.grad_fn._register_hook_dict(tensor)
+        hooks[_KEY] = hear
+        self._hung.append(hooks)
+
+    def _holds(self, gradient: Tensor) -> bool:
+        size = gradient.numel()
+        if size > (HELD_ON_CUDA if gradient.is_cuda else HELD) or self._size + size > TOGETHER:
+            return False
+        self._size += size
+        return True
 
     def _begin(self) -> None:
         """The first gradient of a backward pass: those of weights are still to come."""
@@ -104,7 +133,7 @@ class Gradients:
         if not self._queued:
             return
         self._queued = False
-        held, self._held = self._held, []
+        held, self._held, self._size = self._held, [], 0
         found: list[tuple[Key, Tensor]] = [(key, one) for key, one, version in held if one._version == version]
         if self._first:
             self._learn()
@@ -125,10 +154,11 @@ class Gradients:
     def _measure(self, found: Sequence[tuple[Key, Tensor]]) -> None:
         with torch.no_grad():
             for alike in _alike(found):
-                if len(alike) == 1:
-                    sizes = torch.linalg.vector_norm(alike[0][1], dtype=torch.float32)[None]
+                tensors = [one for _, one in alike]
+                if len(tensors) == 1:
+                    sizes: Sequence[Tensor] = (torch.linalg.vector_norm(tensors[0], dtype=torch.float32),)
                 else:
-                    sizes = torch.stack(torch._foreach_norm([one for _, one in alike], 2, dtype=torch.float32))
+                    sizes = torch._foreach_norm(tensors, 2, dtype=torch.float32)
                 self.norms.append((tuple(key for key, _ in alike), sizes))
 
 

@@ -7,16 +7,16 @@ seldom. The values of single units are kept of the last pass only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zeromean.diagnostics.gradients import Key
 from zeromean.diagnostics.light import Pass, Seen
 from zeromean.diagnostics.report import LayerReport, Values
-from zeromean.diagnostics.together import Layout, Packed
+from zeromean.diagnostics.together import Layout
 
 WAITING = 64
 MOST_OF_THE_BATCH = 0.9
@@ -78,61 +78,103 @@ class History:
 
     def _summarise(self) -> None:
         waiting, self._waiting = self._waiting, []
-        alike: dict[tuple[Any, ...], list[tuple[int, Seen]]] = {}
-        packed: dict[Layout, list[tuple[int, Packed]]] = {}
+        if not waiting:
+            return
+        found = iter(_fetched([one for _, measured in waiting for one in _tensors(measured)]))
+        calls: list[_Calls] = []
+        packed: dict[Layout, list[tuple[int, list[Tensor]]]] = {}
         for step, measured in waiting:
             for one in measured.seen.values():
-                self._see(step, one)
-                alike.setdefault(_form(one), []).append((step, one))
+                one.of_units = {name: next(found) for name in one.of_units}
+                calls.append(_Calls(one, [step], {name: values[None] for name, values in one.of_units.items()}))
             if measured.packed is not None:
-                packed.setdefault(measured.packed.layout, []).append((step, measured.packed))
-        for calls in alike.values():
-            names = calls[0][1].of_units
-            stacked = {name: torch.stack([one.of_units[name] for _, one in calls]) for name in names}
-            self._add_layer(calls[0][1].name, [step for step, _ in calls], stacked, [one.samples for _, one in calls])
+                of_pass = [next(found) for _ in measured.packed.results]
+                packed.setdefault(measured.packed.layout, []).append((step, of_pass))
         for layout, passes in packed.items():
-            self._unpack(layout, *zip(*passes, strict=True))
+            calls += _unpacked(layout, *zip(*passes, strict=True))
+        self._add_calls(calls)
         self._add_norms(waiting)
+        for name in {one.seen.name for one in calls}:  # so that the numbers of all passes are let go
+            last = self._last[name][1]
+            last.of_units = {key: values.clone() for key, values in last.of_units.items()}
 
-    def _unpack(self, layout: Layout, steps: Sequence[int], passes: Sequence[Packed]) -> None:
-        """Cut the layers' numbers out of the results of passes."""
-        results = [torch.stack(same).cpu() for same in zip(*(one.results for one in passes), strict=True)]
-        for told in layout.told:
-            stacked = {name: results[which][:, start:stop] for name, (which, start, stop) in told.places.items()}
-            self._add_layer(told.name, steps, stacked, [told.samples] * len(steps))
-            of_units = {name: values[-1] for name, values in stacked.items()}
-            seen = Seen(told.name, told.kind, told.role, told.samples, told.weights, told.notes, of_units)
-            self._see(steps[-1], seen)
-
-    def _see(self, step: int, seen: Seen) -> None:
-        if seen.name not in self._last or self._last[seen.name][0] <= step:
-            self._last[seen.name] = step, seen
-
-    def _add_layer(
-        self, name: str, steps: Sequence[int], stacked: Mapping[str, Tensor], samples: Sequence[int]
-    ) -> None:
-        for quantity, values in _of_layer(
-            {key: value.cpu().float() for key, value in stacked.items()}, samples
-        ).items():
-            self._series.setdefault(name, {}).setdefault(quantity, {}).update(zip(steps, values.tolist(), strict=True))
+    def _add_calls(self, calls: Sequence[_Calls]) -> None:
+        """Sum up calls, those with as many units of the same quantities together."""
+        alike: dict[tuple[Any, ...], list[_Calls]] = {}
+        for one in calls:
+            name, step = one.seen.name, one.steps[-1]
+            if name not in self._last or self._last[name][0] <= step:
+                self._last[name] = step, one.seen
+            alike.setdefault(tuple((key, values.shape[1]) for key, values in one.of_units.items()), []).append(one)
+        for group in alike.values():
+            stacked = {key: torch.cat([one.of_units[key] for one in group]) for key in group[0].of_units}
+            samples = [one.seen.samples for one in group for _ in one.steps]
+            for quantity, values in _of_layer(stacked, samples).items():
+                plain, start = values.tolist(), 0
+                for one in group:
+                    stop = start + len(one.steps)
+                    series = self._series.setdefault(one.seen.name, {}).setdefault(quantity, {})
+                    series.update(zip(one.steps, plain[start:stop], strict=True))
+                    start = stop
 
     def _add_norms(self, waiting: Sequence[tuple[int, Pass]]) -> None:
         """Of several backward passes, the root of the sum of squares."""
-        alike: dict[tuple[Key, ...], list[tuple[int, Tensor]]] = {}
-        for step, measured in waiting:
-            for keys, sizes in measured.gradients.norms:
-                alike.setdefault(keys, []).append((step, sizes))
-        for keys, found in alike.items():
-            table = torch.stack([sizes for _, sizes in found]).T.tolist()
-            for (name, quantity), sizes_of_one in zip(keys, table, strict=True):
-                values = self._series.setdefault(name, {}).setdefault(quantity, {})
-                for (step, _), size in zip(found, sizes_of_one, strict=True):
-                    values[step] = math.hypot(values[step], size) if step in values else size
+        found = [(step, keys, sizes) for step, measured in waiting for keys, sizes in measured.gradients.norms]
+        keys = [(step, *key) for step, of, _ in found for key in of]
+        together = _brought([one for _, _, sizes in found for one in sizes])
+        for (step, name, quantity), size in zip(keys, together, strict=True):
+            values = self._series.setdefault(name, {}).setdefault(quantity, {})
+            values[step] = math.hypot(values[step], size) if step in values else size
 
 
-def _form(seen: Seen) -> tuple[Any, ...]:
-    """What calls must have in common to be summed up together."""
-    return seen.name, tuple((name, values.shape, values.device) for name, values in seen.of_units.items())
+@dataclass(frozen=True)
+class _Calls:
+    """What a layer showed in some passes: values ``[passes, units]`` of each quantity, and its last call."""
+
+    seen: Seen
+    steps: Sequence[int]
+    of_units: Mapping[str, Tensor]
+
+
+def _tensors(measured: Pass) -> Iterator[Tensor]:
+    """All that a pass left on its device."""
+    for one in measured.seen.values():
+        yield from one.of_units.values()
+    if measured.packed is not None:
+        yield from measured.packed.results
+
+
+def _brought(numbers: Sequence[Tensor]) -> list[float]:
+    """Bring float32 tensors without dimensions to the CPU, those of one device in one transfer."""
+    places: dict[torch.device, list[int]] = {}
+    for place, one in enumerate(numbers):
+        places.setdefault(one.device, []).append(place)
+    found: dict[int, float] = {}
+    for of in places.values():
+        found |= zip(of, torch.stack([numbers[place] for place in of]).tolist(), strict=True)
+    return [found[place] for place in range(len(numbers))]
+
+
+def _fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Bring tensors to the CPU as vectors, those of one type and device in one transfer."""
+    alike: dict[Any, list[int]] = {}
+    for place, one in enumerate(tensors):
+        alike.setdefault((one.dtype, one.device), []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in alike.values():
+        rows = [tensors[place].flatten() for place in places]
+        found |= zip(places, torch.cat(rows).cpu().split([len(row) for row in rows]), strict=True)
+    return [found[place] for place in range(len(tensors))]
+
+
+def _unpacked(layout: Layout, steps: Sequence[int], passes: Sequence[Sequence[Tensor]]) -> Iterator[_Calls]:
+    """Cut the layers' numbers out of the results of passes."""
+    results = layout.finish([torch.stack(same) for same in zip(*passes, strict=True)])
+    for told in layout.told:
+        stacked = {name: results[which][:, start:stop].float() for name, (which, start, stop) in told.places.items()}
+        last = {name: values[-1] for name, values in stacked.items()}
+        seen = Seen(told.name, told.kind, told.role, told.samples, told.weights, told.notes, last)
+        yield _Calls(seen, steps, stacked)
 
 
 def _of_layer(stacked: Mapping[str, Tensor], samples: Sequence[int]) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ _ELEMENTWISE: tuple[type[nn.Module], ...] = (
 )
 _KNOWN = frozenset(_ELEMENTWISE)
 NOT_A_LAYER = "neither a Linear or Conv layer nor an elementwise activation"
+OWN_WEIGHTS = "; not read: its {}; name the module in layers= to have its output measured"
 COMPILED = "runs compiled: a hook would be ignored or compiled in"
 
 
@@ -71,7 +72,7 @@ class Selection:
     Attributes:
         root: the model without the wrappers of torch.compile and of data parallelism.
         layers: to read, in the order of the model's modules.
-        skipped: modules without children that are not read.
+        skipped: modules that are not read, and have no children or weights of their own.
     """
 
     root: nn.Module
@@ -119,8 +120,11 @@ def select(model: nn.Module, patterns: Patterns | None = None, *, compiled: bool
         role = _role(module) or ("other" if patterns is not None else None)
         if role and not (inside_compiled and not compiled):
             layers.append(Layer(name, module, role))
-        elif role or not any(True for _ in module.children()):
-            skipped.append(Skipped(name, type(module).__name__, COMPILED if role else NOT_A_LAYER))
+        elif role:
+            skipped.append(Skipped(name, type(module).__name__, COMPILED))
+        elif (weights := _own_weights(module)) or not any(True for _ in module.children()):
+            reason = NOT_A_LAYER + (OWN_WEIGHTS.format(" and ".join(weights)) if weights else "")
+            skipped.append(Skipped(name, type(module).__name__, reason))
     if not layers:
         kinds = ", ".join(sorted({type(module).__name__ for _, module, _ in modules}))
         raise ValueError(
@@ -162,6 +166,11 @@ def _no_match(pattern: str | type[nn.Module], modules: Sequence[tuple[str, nn.Mo
         return f"layers={pattern!r} matches no module: {nearest(pattern, [name for name, _, _ in modules])}"
     kinds = sorted({type(module).__name__ for _, module, _ in modules})
     return f"layers={pattern.__name__} matches no module: {nearest(pattern.__name__, kinds)}"
+
+
+def _own_weights(module: nn.Module) -> list[str]:
+    """Names of a module's parameters that are matrices, at least, and belong to none of its children."""
+    return [name for name, one in module._parameters.items() if one is not None and one.ndim > 1]
 
 
 def _role(module: nn.Module) -> Role | None:

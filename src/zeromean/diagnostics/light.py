@@ -5,9 +5,11 @@ Samples of a unit are the batch's inputs, times positions for a convolution and 
 called again in the same pass is another layer, ``name#2``; its weights' gradient stays with the first call.
 
 Small layers are measured together, since a net of them takes longer to start an operator than to run it: those whose
-tensors nothing overwrote in the first pass wait in the later ones until the forward pass ends, up to `SMALL` numbers a
-layer and `TOGETHER` in all (our choice: at most 4 MiB in float32 are held, and inputs that no other layer made). One
-that is overwritten after all is not read in that pass. The larger ones are measured at once.
+tensors nothing overwrote in the first pass wait in the later ones until the forward pass ends. Our choice is up to
+2^15 numbers a layer and 2^20 in all on a CPU, and on a GPU, which runs an operator on a hundred times as many in the
+time that it takes to start one, up to 2^23 and 2^25: at most 4 or 128 MiB in float32, most of which the backward pass
+keeps anyway, and inputs that no other layer made. One that is overwritten after all is not read in that pass. The
+larger ones are measured at once.
 """
 
 from __future__ import annotations
@@ -23,13 +25,21 @@ from torch.utils.hooks import RemovableHandle
 
 from zeromean.diagnostics.gradients import Gradients
 from zeromean.diagnostics.layers import Layer, Role, keeps_input, unit_dimension
-from zeromean.diagnostics.moments import counts, moments
+from zeromean.diagnostics.moments import count_names, counts, moments
 from zeromean.diagnostics.tails import Tails, tails
-from zeromean.diagnostics.together import Layout, Packed, Rooms, Sight, facts, form, version
+from zeromean.diagnostics.together import (
+    Layout,
+    Packed,
+    Rooms,
+    Sight,
+    facts,
+    form,
+    is_small,
+    most_together,
+    version,
+)
 from zeromean.diagnostics.unseen import FunctionalCalls
 
-SMALL = 2**15
-TOGETHER = 2**20
 GROUPED = frozenset({"cpu", "cuda"})
 MOST_LAYOUTS = 64  # batches of many shapes have one each
 OVERWRITTEN = "was overwritten, but not in the first measured pass"
@@ -69,12 +79,27 @@ class Learned:
         trusted: names of layers whose weight's gradient is found in ``.grad``.
         layouts: by the form of the calls that they serve.
         rooms: for layouts to work in.
+        hooks: of passes behind the first, and what they depend on: making them takes longer than hanging them up.
+        running: the pass whose hooks hang.
+        key: of all hooks.
     """
 
     calm: set[str] = field(default_factory=set)
     trusted: set[str] = field(default_factory=set)
     layouts: dict[Any, Layout] = field(default_factory=dict)
     rooms: Rooms = field(default_factory=Rooms)
+    hooks: tuple[list[_Hooks], tuple[Any, ...]] | None = None
+    running: Pass | None = None
+    key: int = field(default_factory=lambda: RemovableHandle(OrderedDict()).id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hooks:
+    """Those of a module; `enter` only where its input must be measured before it runs."""
+
+    module: nn.Module
+    enter: Callable[..., None] | None
+    leave: Callable[..., None]
 
 
 class Pass:
@@ -118,34 +143,56 @@ class Pass:
         self._waiting: list[Sight] = []
         self._held = 0
         self._entered: dict[str, dict[str, Tensor]] = {}
-        self._key = RemovableHandle(OrderedDict()).id
         self._hooked: list[nn.Module] = []
 
     def begin(self) -> None:
-        """Register the forward hooks."""
+        """Register the forward hooks, as `register_forward_hook` does, with one key for all and no handles."""
+        learned, key = self._learned, self._learned.key
+        learned.running = self
         try:
-            for layer in self._layers:
-                self._hook(layer)
+            for one in self._hooks():
+                module = one.module
+                self._hooked.append(module)
+                if one.enter is not None:
+                    module._forward_pre_hooks[key] = one.enter
+                    module._forward_pre_hooks_with_kwargs[key] = True
+                module._forward_hooks[key] = one.leave
+                module._forward_hooks_with_kwargs[key] = True
             if self.functional:
                 self.functional.__enter__()
         except BaseException:
             self.end_forward()
             raise
 
-    def _hook(self, layer: Layer) -> None:
-        """As `register_forward_hook` does, with one handle for all: making and removing handles takes the most time."""
-        module, key = layer.module, self._key
-        calm = layer.role != "activation" or keeps_input(module)
+    def _hooks(self) -> list[_Hooks]:
+        """Those of earlier passes, if no module was told meanwhile to work in place, or not to."""
+        if self._first or self.functional:
+            return [self._made(layer) for layer in self._layers]
+        in_place = tuple([layer.module.__dict__.get("inplace") for layer in self._layers])
+        if self._learned.hooks is None or self._learned.hooks[1] != in_place:
+            self._learned.hooks = [self._made(layer) for layer in self._layers], in_place
+        return self._learned.hooks[0]
+
+    def _made(self, layer: Layer) -> _Hooks:
+        learned = self._learned
+        calm = layer.role != "activation" or keeps_input(layer.module)
         early = layer.role == "activation" and (self.functional is not None or not calm)
-        self._hooked.append(module)
-        if early:
-            module._forward_pre_hooks[key] = self._entering(layer)
-            module._forward_pre_hooks_with_kwargs[key] = True
-        module._forward_hooks[key] = self._leaving(layer, entered=early, calm=calm)
-        module._forward_hooks_with_kwargs[key] = True
+        may_wait = calm and (self._first or layer.name in learned.calm)
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            assert learned.running is not None
+            learned.running._enter(layer, first_tensor(args or kwargs))
+
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            assert learned.running is not None
+            learned.running._leave(layer, first_tensor(args or kwargs), first_tensor(output), early, may_wait)
+
+        return _Hooks(layer.module, enter if early else None, leave)
 
     def _unhook(self) -> None:
-        hooked, self._hooked, key = self._hooked, [], self._key
+        hooked, self._hooked, key = self._hooked, [], self._learned.key
+        if self._learned.running is self:
+            self._learned.running = None
         for module in hooked:
             module._forward_hooks.pop(key, None)
             module._forward_hooks_with_kwargs.pop(key, None)
@@ -185,37 +232,29 @@ class Pass:
         mean, _ = moments(sight.y.detach(), unit_dimension(sight.layer, sight.y, sight.before))
         return sight.unchanged and torch.equal(mean, self.seen[sight.name].of_units["mean"])
 
-    def _entering(self, layer: Layer) -> Callable[..., None]:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.functional:
-                self.functional.inside += 1
-            self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
-            self._entered[self._name(layer)] = self._counts(layer, first_tensor(args or kwargs), self._before)
+    def _enter(self, layer: Layer, x: Tensor | None) -> None:
+        if self.functional:
+            self.functional.inside += 1
+        self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
+        self._entered[self._name(layer)] = self._counts(layer, x, self._before)
 
-        return enter
-
-    def _leaving(self, layer: Layer, *, entered: bool, calm: bool) -> Callable[..., None]:
-        functional, calls, of_units = self.functional, self._calls, layer.role == "unit"
-        may_wait = calm and (self._first or layer.name in self._learned.calm)
-
-        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if functional and layer.role == "activation":
-                functional.inside -= 1
-            if not entered:
-                calls[layer.name] = calls.get(layer.name, 0) + 1
-            name, x, y = self._name(layer), first_tensor(args or kwargs), first_tensor(output)
-            if y is None or y.numel() == 0 or y.ndim == 0:
-                self.refused[name] = "its output holds no floating-point numbers, or no units"
-                return
-            sight = Sight(layer, name, x, y, version(x), version(y), self._before)
-            if of_units:
-                self._before = (layer, y.ndim)
-                if functional:
-                    functional.place = name
-            if not may_wait or not self._waits(sight):
-                self._measure(sight)
-
-        return leave
+    def _leave(self, layer: Layer, x: Tensor | None, y: Tensor | None, entered: bool, may_wait: bool) -> None:
+        functional, calls = self.functional, self._calls
+        if functional and layer.role == "activation":
+            functional.inside -= 1
+        if not entered:
+            calls[layer.name] = calls.get(layer.name, 0) + 1
+        name = self._name(layer)
+        if y is None or y.numel() == 0 or y.ndim == 0:
+            self.refused[name] = "its output holds no floating-point numbers, or no units"
+            return
+        sight = Sight(layer, name, x, y, version(x), version(y), self._before)
+        if layer.role == "unit":
+            self._before = (layer, y.ndim)
+            if functional:
+                functional.place = name
+        if not may_wait or not self._waits(sight):
+            self._measure(sight)
 
     def _name(self, layer: Layer) -> str:
         """Of its present call."""
@@ -225,7 +264,7 @@ class Pass:
     def _waits(self, sight: Sight) -> bool:
         """Whether to measure it later; in the first pass, nothing is, but what could be is looked at again."""
         size = self._held + sight.y.numel()
-        if sight.y.numel() > SMALL or size > TOGETHER or sight.x_written < 0 or sight.y_written < 0:
+        if not is_small(sight.y) or size > most_together(sight.y) or sight.x_written < 0 or sight.y_written < 0:
             return False
         self._waiting.append(sight)
         self._held = size
@@ -263,7 +302,7 @@ class Pass:
         if x is None or x.ndim == 0:
             return {}
         found = self._tails.get(layer.name) or tails(layer.module)
-        return counts(x, unit_dimension(layer, x, before), found)
+        return dict(zip(count_names(found), counts(x, unit_dimension(layer, x, before), found).unbind(), strict=True))
 
     def _moments(self, y: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
         """Of an output, or of an input, which often is the output that was seen last."""

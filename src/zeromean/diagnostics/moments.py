@@ -42,8 +42,8 @@ def count_names(found: Tails) -> tuple[str, ...]:
     return ("low", *(["high"] if high else []), *(["off"] if off else []))
 
 
-def counts(x: Tensor, dimension: int, found: Tails, room: Tensor | None = None) -> dict[str, Tensor]:
-    """How many samples of each unit lie in the tails and up to the knee; ``high`` and ``off`` only where there are.
+def counts(x: Tensor, dimension: int, found: Tails, room: Tensor | None = None) -> Tensor:
+    """How many samples of each unit lie in the tails and up to the knee ``[K, C]``, a row for each of `count_names`.
 
     Args:
         x: inputs of an activation.
@@ -54,20 +54,20 @@ def counts(x: Tensor, dimension: int, found: Tails, room: Tensor | None = None) 
     if x.ndim == 1:
         x, dimension = x[None], 1
     if isinstance(found.lower, float) and -math.inf < found.lower < float(found.knee):
-        low, off = _count(x, dimension, torch.le, both_limits(found, x.ndim, x.device), room).unbind()
-        return {"low": low, "off": off}
-    numbers = {}
+        return _count(x, dimension, torch.le, both_limits(found, x.ndim, x.device), room)
     if isinstance(found.lower, float) and math.isinf(found.lower):
-        numbers["low"] = torch.zeros(x.shape[dimension], device=x.device)
+        low = torch.zeros(x.shape[dimension], device=x.device)
     else:
-        numbers["low"] = _count(x, dimension, torch.le, _of_channels(found.lower, x), room)
+        low = _count(x, dimension, torch.le, _of_channels(found.lower, x), room)
     names = count_names(found)
+    if "off" in names and isinstance(found.knee, float) and found.knee == found.lower:
+        return low.expand(2, -1)
+    numbers = [low]
     if "high" in names:
-        numbers["high"] = _count(x, dimension, torch.ge, _of_channels(found.upper, x), room)
+        numbers.append(_count(x, dimension, torch.ge, _of_channels(found.upper, x), room))
     if "off" in names:
-        same = isinstance(found.knee, float) and found.knee == found.lower
-        numbers["off"] = numbers["low"] if same else _count(x, dimension, torch.le, _of_channels(found.knee, x), room)
-    return numbers
+        numbers.append(_count(x, dimension, torch.le, _of_channels(found.knee, x), room))
+    return torch.stack(numbers)
 
 
 def _count(

@@ -38,19 +38,33 @@ def forward_and_backward(
     Returns:
         The model's output.
     """
-    parameters = {name: one.detach().requires_grad_(one.requires_grad) for name, one in root.named_parameters()}
-    state = parameters | {name: one.clone() for name, one in root.named_buffers()}
+    aliases = {one: one.detach().requires_grad_(one.requires_grad) for one in root.parameters()}
+    state = _by_place(root, aliases | {one: one.clone() for one in root.buffers()})
     args, kwargs = arguments(inputs)
     with generators_put_back(root), eagerly(root), torch.inference_mode(False), torch.enable_grad():
         try:
-            output = functional_call(root, state, args, kwargs)
+            output = functional_call(root, state, args, kwargs, tie_weights=False)
         finally:
             after_forward()
-        wanted = [one for one in parameters.values() if one.requires_grad]
+        wanted = [one for one in aliases.values() if one.requires_grad]
         if (loss is not None or targets is not None) and wanted:
             value = (loss or default_loss)(output, targets)
             torch.autograd.grad(value, wanted, allow_unused=True)
         return output
+
+
+def _by_place(root: nn.Module, copies: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
+    """The copies by the names of the places that hold the originals, each place once.
+
+    `functional_call` ties all names of a tensor. Where a module has two names, it would put back the original under the
+    first and its own copy under the second, which is the same place: the model would be left with the copy.
+    """
+    return {
+        f"{name}.{key}" if name else key: copies[one]
+        for name, module in root.named_modules()
+        for key, one in (*module._parameters.items(), *module._buffers.items())
+        if one is not None
+    }
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

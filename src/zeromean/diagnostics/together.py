@@ -7,7 +7,9 @@ they are, and the numbers of single layers are cut out of many passes at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,12 @@ from zeromean.diagnostics.moments import count_names, counts, moments
 from zeromean.diagnostics.tails import Tails, tails
 
 Place = tuple[int, int, int]
-"""Which result, and from which unit to which."""
+"""Which result, and from which of its numbers to which."""
+
+SMALL, SMALL_ON_CUDA = 2**15, 2**23
+TOGETHER, TOGETHER_ON_CUDA = 2**20, 2**25
+FOLDS = sys.platform != "win32"
+"""Whether torch.segment_reduce is there: some builds for CUDA on Windows leave it out."""
 
 
 @dataclass(slots=True)
@@ -75,31 +82,131 @@ class Rooms(dict[torch.dtype, Tensor]):
 
 
 @dataclass(frozen=True)
-class _Job:
-    """Tensors of calls, measured side by side: moments, or counts where there is an activation."""
+class _Member:
+    """A tensor of a call, and how it is seen as ``[rows, units x positions]`` beside others.
 
-    members: tuple[tuple[int, bool], ...]
+    Attributes:
+        place: of the call.
+        of_input: whether it is the call's input.
+        dimension: of the units.
+        rows: in front of them.
+        units: how many.
+        positions: behind each unit, as in the maps of a convolution.
+        turned: whether the units run fastest in memory, though they are dimension 1.
+    """
+
+    place: int
+    of_input: bool
     dimension: int
-    activation: Tails | nn.Module | None
-    rooms: Rooms
+    rows: int
+    units: int
+    positions: int
+    turned: bool
 
-    def run(self, sights: Sequence[Sight]) -> tuple[Tensor, ...]:
-        together = [sights[place].x if of_input else sights[place].y for place, of_input in self.members]
-        whole: Any = together[0]
-        if len(together) > 1:
-            rows = [x if x.ndim == 2 else x.reshape(-1, x.shape[-1]) for x in together if x is not None]
-            whole = torch.cat(rows, 1, out=self._room(rows))
+    def of(self, sights: Sequence[Sight]) -> Tensor:
+        """The tensor as it is."""
+        sight = sights[self.place]
+        found = sight.x if self.of_input else sight.y
+        assert found is not None
+        return found
+
+    def flat(self, sights: Sequence[Sight]) -> Tensor:
+        """The tensor as it is seen beside others."""
+        x = self.of(sights)
+        if x.ndim == 2 and self.dimension == 1:
+            return x
+        return (x.movedim(1, -1) if self.turned else x).reshape(self.rows, -1)
+
+
+def _member(place: int, of_input: bool, x: Tensor, dimension: int) -> _Member:
+    before, units, behind = math.prod(x.shape[:dimension]), x.shape[dimension], math.prod(x.shape[dimension + 1 :])
+    turned = dimension == 1 and behind > 1 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    rows, positions = (before * behind, 1) if turned else (before, behind)
+    return _Member(place, of_input, dimension, rows, units, positions, turned)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Adds up, for each unit, what was found at each of its positions, in one operator for all.
+
+    Attributes:
+        offsets: where the positions of each unit begin, in rows of results that lie one behind the other.
+        share: of one position, for each unit, in float64 on a CPU.
+    """
+
+    offsets: Tensor
+    share: Tensor
+
+    @classmethod
+    def over(cls, members: Sequence[_Member], rows: int, device: torch.device) -> _Fold:
+        """That of members side by side and so many rows of results."""
+        positions = torch.tensor([one.positions for one in members for _ in range(one.units)])
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), positions.repeat(rows).cumsum(0)))
+        return cls(offsets.to(device), 1 / positions.double())
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """From ``[K, positions of all units]`` to ``[K, units]``."""
+        return torch.segment_reduce(rows.reshape(-1), "sum", offsets=self.offsets, unsafe=True).view(len(rows), -1)
+
+    def moments(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """First and second moments ``[2, units]``, times positions: float64, since `finish` subtracts them."""
+        both = torch.stack((mean, variance)).double()
+        first, second = both.unbind()
+        second.addcmul_(first, first)
+        return self.sums(both)
+
+    def finish(self, found: Tensor) -> Tensor:
+        """From what `moments` gave in several passes ``[P, 2 x units]``, on a CPU, to means and variances."""
+        both = found.view(len(found), 2, -1) * self.share
+        both[:, 1].addcmul_(both[:, 0], both[:, 0], value=-1).clamp_(min=0)
+        return both.flatten(1)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Tensors of calls, measured side by side: moments, or counts where there is an activation.
+
+    Attributes:
+        members: the tensors.
+        activation: whose counts.
+        fold: where there are several positions a unit.
+        rooms: to work in.
+        within: jobs on some of these tensors, with the first and last column of those, which lie side by side.
+    """
+
+    members: tuple[_Member, ...]
+    activation: Tails | nn.Module | None
+    fold: _Fold | None
+    rooms: Rooms
+    within: tuple[tuple[int, int, _Job], ...] = ()
+
+    def run(self, sights: Sequence[Sight]) -> list[Tensor]:
+        first = self.members[0]
+        if len(self.members) == 1:
+            return self._measure(first.of(sights), first.dimension)
+        rows = [one.flat(sights) for one in self.members]
+        whole = torch.cat(rows, 1, out=self._room(rows))
+        found = self._measure(whole, 1)
+        for start, stop, job in self.within:
+            found += job._measure(whole[:, start:stop], 1)
+        return found
+
+    def _measure(self, whole: Tensor, dimension: int) -> list[Tensor]:
         if self.activation is None:
-            return moments(whole, self.dimension)
-        found = tails(self.activation) if isinstance(self.activation, nn.Module) else self.activation
-        return tuple(
-            counts(whole, self.dimension, found, room=self.rooms[torch.bool] if whole.is_cpu else None).values()
-        )
+            mean, variance = moments(whole, dimension)
+            return [mean, variance] if self.fold is None else [self.fold.moments(mean, variance)]
+        limits = tails(self.activation) if isinstance(self.activation, nn.Module) else self.activation
+        numbers = counts(whole, dimension, limits, room=self.rooms[torch.bool] if whole.is_cpu else None)
+        return [numbers if self.fold is None else self.fold.sums(numbers)]
 
     def _room(self, rows: Sequence[Tensor]) -> Tensor | None:
         if rows[0].is_cuda:
             return None
         return self.rooms[rows[0].dtype].resize_(len(rows[0]), sum(x.shape[1] for x in rows))
+
+
+_Group = dict[tuple[int, int, "Tails | nn.Module | None"], tuple[_Member, torch.device]]
+"""Measurements, by tensor, dimension of the units and activation."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +235,12 @@ class Layout:
     ) -> None:
         self._rooms = rooms
         self._grouped = grouped
-        self._wanted: dict[Any, list[tuple[int, bool, Tensor, int, Tails | nn.Module | None]]] = {}
+        self._wanted: dict[Any, _Group] = {}
         asked = [self._ask(place, sight, known_tails) for place, sight in enumerate(sights)]
-        self._jobs: list[_Job] = []
         self._place: dict[Any, tuple[tuple[str, Place], ...]] = {}
+        self._folds: dict[int, _Fold] = {}
         self._width = 0
-        for members in self._wanted.values():
-            self._plan(members)
+        self._jobs = [self._plan(group, within) for group, within in self._arranged()]
         self.told = tuple(self._tell(sight, keys) for sight, keys in zip(sights, asked, strict=True))
         del self._wanted
 
@@ -145,6 +251,10 @@ class Layout:
             for job in self._jobs:
                 results += job.run(sights)
         return Packed(self, results)
+
+    def finish(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """From results of several passes, each ``[P, numbers]`` on a CPU, to those in which `told` has its places."""
+        return [self._folds[which].finish(one) if which in self._folds else one for which, one in enumerate(results)]
 
     def _ask(self, place: int, sight: Sight, known: Mapping[str, Tails]) -> list[tuple[str, Any]]:
         """What is to be measured of a call: the prefix of its quantities, and the key of the measurement."""
@@ -162,26 +272,59 @@ class Layout:
     def _want(self, place: int, of_input: bool, x: Tensor, dimension: int, activation: Tails | nn.Module | None) -> Any:
         """One measurement, in the group of those that can lie side by side."""
         key = (id(x), dimension, activation)
-        joins = x.device.type in self._grouped and dimension == x.ndim - 1 and x.ndim > 1
-        joins = joins and not isinstance(activation, nn.Module)
-        rows = x.numel() // x.shape[-1] if joins else 0
-        group = self._wanted.setdefault((activation, rows, x.dtype, x.device) if joins else key, [])
-        if all((id(y), at, what) != key for _, _, y, at, what in group):
-            group.append((place, of_input, x, dimension, activation))
+        member = _member(place, of_input, x, dimension)
+        joins = x.device.type in self._grouped and x.ndim > 1 and x.numel() <= most_together(x)
+        joins = joins and not isinstance(activation, nn.Module) and (member.positions == 1 or FOLDS)
+        group = self._wanted.setdefault((activation, member.rows, x.dtype, x.device) if joins else key, {})
+        group.setdefault(key, (member, x.device))
         return key
 
-    def _plan(self, members: Sequence[tuple[int, bool, Tensor, int, Tails | nn.Module | None]]) -> None:
-        dimension, activation = members[0][3:] if len(members) == 1 else (1, members[0][4])
-        self._jobs.append(_Job(tuple(one[:2] for one in members), dimension, activation, self._rooms))
+    def _arranged(self) -> Iterator[tuple[_Group, list[_Group]]]:
+        """Groups, those of moments with the counts of tensors that they hold, which come first in them."""
+        alone = [group for group in self._wanted.values() if next(iter(group))[2] is not None]
+        for group in self._wanted.values():
+            if next(iter(group))[2] is None:
+                front: _Group = {}
+                within = []
+                for other in list(alone):
+                    keys = [(tensor, dimension, None) for tensor, dimension, _ in other]
+                    if len(group) > 1 and all(key in group and key not in front for key in keys):
+                        front |= {key: group[key] for key in keys}
+                        within.append(other)
+                        alone.remove(other)
+                yield front | group, within
+        yield from ((group, []) for group in alone)
+
+    def _plan(self, group: _Group, within: Sequence[_Group], *, inside: bool = False) -> _Job:
+        """Make a job of a group, and note where the numbers of each measurement lie in its results."""
+        (_, _, activation), (_, device) = next(iter(group.items()))
+        row = tuple(one for one, _ in group.values())
         found = tails(activation) if isinstance(activation, nn.Module) else activation
         names = ("mean", "variance") if found is None else count_names(found)
-        start = 0
-        for _, _, x, at, what in members:
-            stop = start + x.shape[at]
-            spans = tuple((name, (self._width + which, start, stop)) for which, name in enumerate(names))
-            self._place[id(x), at, what] = spans
-            start = stop
-        self._width += len(names)
+        fold = None
+        if (inside or len(row) > 1) and any(one.positions > 1 for one in row):
+            fold = _Fold.over(row, len(names), device)
+        self._note(group, names, apart=found is None and fold is None)
+        if found is None and fold is not None:
+            self._folds[self._width - 1] = fold
+        inner, column = [], 0
+        for other in within:
+            stop = column + sum(one.units * one.positions for one, _ in other.values())
+            inner.append((column, stop, self._plan(other, (), inside=True)))
+            column = stop
+        return _Job(row, activation, fold, self._rooms, tuple(inner))
+
+    def _note(self, group: _Group, names: Sequence[str], *, apart: bool) -> None:
+        """Results are one for each name, or one with a row for each name."""
+        width, start = sum(one.units for one, _ in group.values()), 0
+        for key, (one, _) in group.items():
+            spans = [(which, 0) if apart else (0, which * width) for which in range(len(names))]
+            self._place[key] = tuple(
+                (name, (self._width + which, row + start, row + start + one.units))
+                for name, (which, row) in zip(names, spans, strict=True)
+            )
+            start += one.units
+        self._width += len(names) if apart else 1
 
     def _tell(self, sight: Sight, asked: Sequence[tuple[str, Any]]) -> Told:
         places = {f"{prefix}{name}": place for prefix, key in asked for name, place in self._place[key]}
@@ -225,3 +368,13 @@ def version(x: Tensor | None) -> int:
     if x is None:
         return 0
     return -1 if x.is_inference() else x._version
+
+
+def is_small(x: Tensor) -> bool:
+    """Whether it takes longer to start an operator on it than to run it."""
+    return x.numel() <= (SMALL_ON_CUDA if x.is_cuda else SMALL)
+
+
+def most_together(x: Tensor) -> int:
+    """How many numbers may wait on the tensor's device."""
+    return TOGETHER_ON_CUDA if x.is_cuda else TOGETHER

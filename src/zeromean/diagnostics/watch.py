@@ -188,7 +188,8 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
     def _before(self, module: nn.Module, args: Any) -> None:
         if self._busy or self._selection.root.training != self._training:
             return
-        self._end_pass()
+        if self._pass is not None:
+            self._end_pass()
         step = self._steps
         self._steps += 1
         if not (self._every(step) if callable(self._every) else step % self._every == 0):
@@ -247,16 +248,19 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
 
     def _add_natural(self, step: int, measured: Pass, output: Any) -> None:
         inputs, targets, _ = self._batch
-        layers = full.measurable(self._selection.layers, measured.names)
+        layers, left_out = full.measurable(self._selection.layers, measured.names)
         scores = first_tensor(output)
         try:
             if not layers or scores is None:
                 raise ValueError("no Linear or Conv layer ran exactly once, or the output holds no numbers")
-            found = full.natural(
+            found, wrong = full.natural(
                 self._selection.root, layers, inputs, targets, scores, which=self._fisher, damping=self._damping
             )
         except ValueError as error:
             self._notes = (f"natural gradients were not measured at step {step}: {error}",)
+            return
+        self._notes = full.notes(step, left_out | wrong)
+        if not found:
             return
         values = {name: full.of_layer(one) for name, one in found.items()}
         together = torch.stack([value.double().cpu() for of in values.values() for value in of.values()]).tolist()

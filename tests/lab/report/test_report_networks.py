@@ -95,6 +95,23 @@ def test_at_most_three_kinds_of_findings_an_arm(networks_file: Path) -> None:
     assert first == "Layer 1: 90 % of units never activate on this batch. Less so in 2 other layers."
 
 
+def test_networks_that_need_different_remedies_are_named(networks_file: Path) -> None:
+    study = Study(networks_file.parent)
+    summary = load_summary(study)
+    dying = {name: alter(one, dead=0.9) for name, one in load(study, summary).items()}
+    same = networks(summary, dying)
+    layers = tuple(replace(layer, kind="ELU") for layer in dying["elu"].report.layers)
+    dying["elu"] = replace(dying["elu"], report=replace(dying["elu"].report, layers=layers))
+    found = networks(summary, dying)
+    assert same is not None
+    assert found is not None
+    shared = MEANINGS["dead"].remedy
+    assert [told.endswith(f"): {shared}.") for told in same.remedies if shared in told] == [False]
+    for name, label in (("elu", "ELU"), ("leaky_relu-0.1", "LeakyReLU(0.1)")):
+        remedy = dying[name].report.findings[0].remedy
+        assert any(told.endswith(f" ({label}): {remedy}.") for told in found.remedies), found.remedies
+
+
 def test_arms_without_a_network_are_named_and_the_seeds_told(networks_file: Path) -> None:
     said = words(section(networks_file))
     assert "ReLU No run ended well, so there is no trained network." in said

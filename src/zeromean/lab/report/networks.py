@@ -67,13 +67,26 @@ def networks(summary: Summary, inside: Mapping[str, Inside]) -> Networks | None:
         return None
     looks = drawing.looks(summary.arms)
     told = {name: _gravest(found.report) for name, found in inside.items()}
-    remedies = {one[0].quantity: one[0].remedy for kinds in told.values() for one in kinds}
     return Networks(
         _measured(inside),
         [ArmInside(arm.label, looks[arm.name], _sentences(arm, inside.get(arm.name))) for arm in summary.arms],
-        [f"{_name(MEANINGS[quantity])}: {remedy}." for quantity, remedy in remedies.items()],
+        _remedies(told, {arm.name: arm.label for arm in summary.arms}),
         [found for group in groups(summary) if (found := _profiles(summary, group, inside))],
     )
+
+
+def _remedies(told: Mapping[str, Sequence[Sequence[Finding]]], labels: Mapping[str, str]) -> list[str]:
+    """A sentence for each remedy; where networks need different ones for a quantity, it names them."""
+    of = dict[str, dict[str, list[str]]]()
+    for arm, kinds in told.items():
+        for first in (one[0] for one in kinds):
+            of.setdefault(first.quantity, {}).setdefault(first.remedy, []).append(labels[arm])
+    sentences = []
+    for quantity, remedies in of.items():
+        for remedy, arms in remedies.items():
+            whose = f" ({', '.join(arms)})" if len(remedies) > 1 else ""
+            sentences.append(f"{_name(MEANINGS[quantity])}{whose}: {remedy}.")
+    return sentences
 
 
 def _measured(inside: Mapping[str, Inside]) -> str:
