@@ -42,20 +42,17 @@ class Trial:
         recipe: with images held out for validation.
         activation: its text.
         seed: of weights, order and noise.
-        dropout_first: drops before the pooling, see `ConvolutionalNetwork.drop_before_pooling`.
     """
 
     variant: str
     recipe: ImageRecipe
     activation: str
     seed: int
-    dropout_first: bool = False
 
     def settings(self) -> Row:
         """All that its error depends on, as json gives it back."""
         told = {key: value for key, value in asdict(self.recipe).items() if key not in ("title", "source")}
-        own = {"activation": self.activation, "seed": self.seed, "dropout_first": self.dropout_first}
-        return dict(json.loads(json.dumps({**own, "recipe": told})))
+        return dict(json.loads(json.dumps({"activation": self.activation, "seed": self.seed, "recipe": told})))
 
     def run(self) -> Run:
         """What trains it, with a folder of its own."""
@@ -184,9 +181,6 @@ def _begin(trial: Trial, work: Work, device: torch.device, images: dict[str, Any
     if how not in images:
         images[how] = material(trial.recipe, work.dataset, device)
     training = Training(trial.recipe, trial.run(), images[how], device)
-    if trial.dropout_first:
-        training.network.set_dropout(trial.recipe.phases[0].dropout)
-        training.network.drop_before_pooling()
     checkpoint = Study(work.out / "unfinished").read_checkpoint(trial.run())
     if checkpoint is not None:
         training.load(*checkpoint)

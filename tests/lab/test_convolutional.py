@@ -103,9 +103,11 @@ def test_maps_and_arithmetic_of_every_padding(build: Any, padding: str) -> None:
     assert x.shape == (1, 100, 1, 1)
 
 
-def test_the_default_pools_behind_every_stack_of_elu18() -> None:
-    pooled = [any(isinstance(module, nn.MaxPool2d) for module in stack) for stack in meta(elu18, 10, ELU).stacks]
-    assert pooled == [True] * 8
+@pytest.mark.parametrize(("padding", "poolings"), [("alternate", 6), ("one", 7), ("one_ceil", 8)])
+def test_stacks_of_elu18_that_pool(padding: str, poolings: int) -> None:
+    stacks = meta(elu18, 10, ELU, padding=padding).stacks
+    pooled = [any(isinstance(module, nn.MaxPool2d) for module in stack) for stack in stacks]
+    assert pooled == [True] * poolings + [False] * (8 - poolings)
 
 
 def test_imagenet_maps_end_with_the_finest_level_of_the_pyramid() -> None:

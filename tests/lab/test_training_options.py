@@ -14,7 +14,7 @@ from zeromean.lab.data.augment import cut_out, draw_crops, draw_cuts
 from zeromean.lab.nets import elu11
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 from zeromean.lab.sharing import ALONE, Share
-from zeromean.lab.train import Training
+from zeromean.lab.train import Training, build
 from zeromean.lab.update import Update
 
 ELU = parse("elu")
@@ -83,10 +83,9 @@ def decayed(chosen: ImageRecipe, activation: str = "elu", norm: str = "none") ->
         for parameter in training.network.parameters():
             parameter.fill_(1.0)
     update = training._update
-    for parameter in update.parameters:
-        parameter.grad = torch.ones_like(parameter)
-    update._rate.fill_(0.5)
-    update._optimizer.step()
+    update._descent.collect([torch.ones_like(parameter) for parameter in update.parameters])
+    update._ledger.rate.fill_(0.5)
+    update._descent.step()
     return {name: float(parameter.detach().mean()) for name, parameter in training.network.named_parameters()}
 
 
@@ -119,6 +118,12 @@ def test_dropout_can_come_before_the_pooling(activation: str) -> None:
     torch.testing.assert_close(network.eval()(x), elu11(10, parse(activation), seed=0).eval()(x))
 
 
+def test_a_recipe_drops_before_the_pooling_where_any_phase_drops() -> None:
+    phases = (Phase(1, NO_DROPOUT), Phase(1, (0.0, 0.5, 0.0)))
+    network = build(recipe(phases=phases, drop_before_pooling=True), run(), 10)
+    assert [list(stack._modules)[-1] for stack in network.stacks] == ["dropout1", "pool", "dropout1"]
+
+
 def test_a_maximum_outlives_most_of_what_is_dropped_before_it() -> None:
     lost = []
     for first in (False, True):
@@ -135,7 +140,9 @@ def test_a_maximum_outlives_most_of_what_is_dropped_before_it() -> None:
     assert lost[1] == pytest.approx(1 / 16, abs=0.02)
 
 
-@pytest.mark.parametrize("changes", [{"cutout": 3}, {"decay_biases": False}, {"initialization": "lecun"}])
+@pytest.mark.parametrize(
+    "changes", [{"cutout": 3}, {"decay_biases": False}, {"initialization": "lecun"}, {"drop_before_pooling": True}]
+)
 def test_a_training_with_it_resumes_with_the_same_bits(changes: dict[str, Any]) -> None:
     chosen = recipe(phases=(Phase(15, DROPOUT),), **changes)
 

@@ -25,7 +25,6 @@ from zeromean.lab.train import Training
 DATA = tiny_cifar(train=200)
 SMALL = recipe(normalization="mean-std", validation=30, phases=(Phase(12, DROPOUT),), rates=((0, 0.01),))
 FOREVER = math.inf
-ACTIVATION = "initialization=activation"
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +52,12 @@ def test_every_variant_of_the_open_points_trains(tmp_path: Path) -> None:
     assert [row and row["status"] for row in rows] == ["ok"] * len(planned)
     losses = {trial.variant: row["train_loss"] for trial, row in zip(planned, rows, strict=True) if row}
     same = {variant for variant, loss in losses.items() if loss == losses[open_points.BASE]}
-    # What this small recipe has anyway, what a CPU ignores, and ReLU's own gain, which is He's.
-    assert same == {open_points.BASE, "normalization=mean-std", "padding=one", "precision=tf32", ACTIVATION}
+    # What this small recipe has anyway, and what a CPU ignores.
+    assert same == {open_points.BASE, "normalization=mean-std", "padding=one", "precision=tf32"}
     found = open_points.table(planned, rows)
     assert found.count("\n") == 2 + len(open_points.VARIANTS)
-    assert "| dropout before pooling |" in found
+    assert "| initialization=he drop_before_pooling=false padding=one_ceil |" in found
+    assert open_points.effects(planned, rows).count("(n = 4)") == 2 * len(open_points.CROSSED)
 
 
 def test_a_trial_with_a_row_is_not_repeated(tmp_path: Path) -> None:
@@ -177,16 +177,30 @@ def test_differences_are_paired_and_their_interval_pooled() -> None:
     assert math.isnan(open_points.half_width({(open_points.BASE, "elu"): [1.0]}, 0))
 
 
+def test_an_effect_is_taken_over_all_combinations_of_the_others() -> None:
+    weights = dict(zip(open_points.CROSSED, (1.0, 2.0, 4.0), strict=True))
+    errors: dict[tuple[str, str], list[float | None]] = {
+        (open_points.name_of(variant), "elu"): [30 + sum(weights[text] for text in variant) + seed for seed in (0, 5)]
+        for variant in open_points.variants(alone=())
+    }
+    assert len(errors) == 8
+    for text, weight in weights.items():
+        assert open_points.effect(errors, text, "elu") == [weight] * 8
+    errors[open_points.BASE, "elu"] = [None, 35.0]
+    assert open_points.effect(errors, open_points.CROSSED[0], "elu") == [1.0] * 7
+
+
 def test_the_command_writes_rows_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (open_points, tune_fast):
         monkeypatch.setattr(module, "find", lambda name: replace(SMALL, validation=0))
         monkeypatch.setattr(module.data, "load", lambda name: DATA)
-    monkeypatch.setattr(open_points, "VARIANTS", open_points.VARIANTS[:3])
+    monkeypatch.setattr(open_points, "CROSSED", open_points.CROSSED[:1])
+    monkeypatch.setattr(open_points, "VARIANTS", open_points.variants(open_points.CROSSED, open_points.ALONE[:1]))
     words = ["cifar100-elu11", "length=0.5", "--validation", "30", "--out"]
     open_points.main([*words, str(tmp_path / "points"), "--seeds", "2"])
     rows = [json.loads(line) for line in (tmp_path / "points" / "results.jsonl").read_text().splitlines()]
     assert [row["steps"] for row in rows] == [6] * 12
-    assert (tmp_path / "points" / "table.md").read_text().count("±") == 4
+    assert (tmp_path / "points" / "table.md").read_text().count("±") == 4 + 2
     tune_fast.main([*words, str(tmp_path / "fast"), "--candidates", "4"])
     assert (tmp_path / "fast" / "table.md").read_text().count("\n") == 2 + 4 + 3 + 3
 

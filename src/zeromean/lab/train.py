@@ -384,6 +384,10 @@ class Training:
 def build(recipe: ImageRecipe, run: Run, classes: int) -> ConvolutionalNetwork:
     """The network of a run, freshly initialised."""
     padding = {} if recipe.network == "elu15" else {"padding": recipe.padding}
-    return NETWORKS[recipe.network](
+    network = NETWORKS[recipe.network](
         classes, parse(run.activation), run.norm, seed=run.seed, initialization=recipe.initialization, **padding
     )
+    if recipe.drop_before_pooling:
+        network.set_dropout([max(rates) for rates in zip(*(phase.dropout for phase in recipe.phases), strict=True)])
+        network.drop_before_pooling()
+    return network

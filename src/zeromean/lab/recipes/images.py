@@ -67,6 +67,7 @@ class ImageRecipe:
         ema: decay a step of the average of the weights that is evaluated; 0 evaluates the weights.
         accumulate: parts that a batch is split into, one after the other, for less memory.
         padding: of 2x2 kernels, see :mod:`zeromean.lab.nets.convolutional`.
+        drop_before_pooling: drops before a stack's pooling instead of behind it.
         initialization: ``he``, ``activation`` or ``lecun``, see :func:`zeromean.lab.nets.elu11`.
         precision: of convolutions and matrix products on a GPU; a CPU computes in float32.
         norms: the kinds of normalization layers that ``compare`` trains when ``--norm`` names none.
@@ -103,6 +104,7 @@ class ImageRecipe:
     ema: float = 0.0
     accumulate: int = 1
     padding: Literal["alternate", "one", "ceil", "one_ceil"] = "alternate"
+    drop_before_pooling: bool = False
     initialization: ConvolutionalInitialization = "he"
     precision: Precision = "bfloat16"
     norms: tuple[Norm, ...] = ("none",)
