@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zeromean.lab.descent import Descent
 from zeromean.lab.images import Material
 from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
 from zeromean.lab.nets.convolutional import (
@@ -180,6 +182,25 @@ def poisoned(image: int) -> Material:
     return clean
 
 
+def halved(training: Training, half: torch.dtype | None = torch.bfloat16) -> Training:
+    """The training in bfloat16 wherever it is, with copies of its weights in that type or without any."""
+    update = training._update
+    update.dtype = torch.bfloat16
+    summed = training.share.processes > 1
+    update._descent = Descent(training.recipe, training.network, update._ledger, half=half, summed=summed)
+    return training
+
+
+def trained(training: Training, epochs: int = 2) -> Training:
+    """The training after so many more epochs."""
+    for _ in range(epochs):
+        training.begin_epoch()
+        while training.steps_left:
+            training.advance()
+        training.finish_epoch()
+    return training
+
+
 def shared(folder: Path) -> str:
     """Train as one of several processes that torchrun started; returns a sum over the final weights of this one."""
     sums = []
@@ -192,9 +213,19 @@ def shared(folder: Path) -> str:
             training = Training(chosen, one, material(), device, share)
             training.begin_epoch()
             training.advance()
-            weights = [parameter.detach().double().sum() for parameter in training.network.parameters()]
-            sums.append(float(torch.stack(weights).sum()).hex())
+            sums.append(sum_of(training.network))
+        half = trained(halved(Training(recipe(), run(), material(), device, share)))
+        sums.append(sum_of(half.network))
+        if share.writes:
+            save_file(
+                {name: one.detach().contiguous() for name, one in half.network.named_parameters()}, folder / "half"
+            )
     return " ".join(sums)
+
+
+def sum_of(network: nn.Module) -> str:
+    """Over all weights, to the last bit."""
+    return float(torch.stack([parameter.detach().double().sum() for parameter in network.parameters()]).sum()).hex()
 
 
 def forbid_writing() -> None:

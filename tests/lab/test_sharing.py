@@ -1,26 +1,34 @@
 """Several processes training one network: the same result as one, and who writes."""
 
 import math
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.lab.small_images import CLASSES, CPU, SHARED, material, small, small_network, untimed
+from tests.lab.processes import free_port, two_processes
+from tests.lab.small_images import (
+    CLASSES,
+    CPU,
+    SHARED,
+    halved,
+    material,
+    recipe,
+    run,
+    small,
+    small_network,
+    trained,
+    untimed,
+)
 
 from zeromean.lab.activation import Activation
 from zeromean.lab.nets import elu11, elu15, elu18
 from zeromean.lab.order import sample_order
 from zeromean.lab.sharing import ALONE, Share, cut, launched
 from zeromean.lab.store import Study
-from zeromean.lab.train import train
+from zeromean.lab.train import Training, train
 
-ROOT = Path(__file__).parents[2]
 ELU = Activation("elu")
 
 
@@ -30,27 +38,11 @@ def _small() -> Iterator[None]:
         yield
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The folder that two processes trained in, and the sum over its weights that each of them ended with."""
+    """The folder that two processes trained in, and the sums over its weights that each of them ended with."""
     folder = tmp_path_factory.mktemp("two")
-    port = str(free_port())
-    processes = []
-    for rank in ("0", "1"):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        script = [sys.executable, "-m", "tests.lab.small_images", "shared", str(folder)]
-        environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(script, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True))
-    told = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(error for _, error in told)
-    return folder, [text for text, _ in told]
+    return folder, two_processes("tests.lab.small_images", "shared", str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +68,13 @@ def test_two_processes_end_with_the_weights_of_one(name: str, one: Path, two: tu
     assert results[1]["test_error"] == pytest.approx(results[0]["test_error"])
 
 
+def test_two_processes_share_copies_in_half_precision(two: tuple[Path, list[str]]) -> None:
+    alone = dict(trained(halved(Training(recipe(), run(), material(), CPU))).network.named_parameters())
+    for name, tensor in load_file(two[0] / "half").items():
+        distance = (tensor - alone[name]).norm() / alone[name].detach().norm()
+        assert distance < 0.02, name
+
+
 def test_batch_normalization_takes_each_process_s_part_for_the_batch(one: Path, two: tuple[Path, list[str]]) -> None:
     run = SHARED["batch"][1]
     losses = [(Study(root / "batch").result(run) or {})["train_loss"] for root in (one, two[0])]
@@ -86,7 +85,7 @@ def test_batch_normalization_takes_each_process_s_part_for_the_batch(one: Path, 
 def test_all_processes_have_the_same_weights(two: tuple[Path, list[str]]) -> None:
     first, second = two[1]
     assert first == second
-    assert len(set(first.split())) == len(SHARED)
+    assert len(set(first.split())) == len(SHARED) + 1
 
 
 @pytest.mark.parametrize(("name", "rank"), [("poisoned", 0), ("poisoned-too", 1)])

@@ -306,6 +306,8 @@ def test_arithmetic_is_as_precise_as_asked_for(precision: Any, kind: str, exact:
     with arithmetic(precision, torch.device(kind)):
         assert torch.backends.cudnn.allow_tf32 is not exact
         assert torch.get_float32_matmul_precision() == ("highest" if exact else "high")
+        assert torch.backends.cudnn.benchmark is (kind == "cuda")
+    assert not torch.backends.cudnn.benchmark
     assert torch.get_float32_matmul_precision() == "highest"
     assert torch.backends.cudnn.allow_tf32
 

@@ -47,12 +47,16 @@ def warm_up(update: Update) -> None:
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within, convolutions and matrix products in float32 are as precise as asked for; exact on a CPU."""
+    """Within, convolutions and matrix products in float32 are as precise as asked for; exact on a CPU.
+
+    On CUDA, cuDNN times its programs for each convolution that is new to the process and keeps the fastest.
+    """
     exact = precision == "float32" or device.type == "cpu"
     before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    search = cudnn.benchmark or device.type == "cuda"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     try:
-        with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=not exact):
+        with cudnn.flags(cudnn.enabled, search, deterministic=cudnn.deterministic, allow_tf32=not exact):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -40,7 +40,8 @@ class Share:
         """Start adding up tensors over the processes, in one exchange, beside what is computed meanwhile.
 
         Args:
-            tensors: float32, without gaps in memory, of the same shapes and strides in every process.
+            tensors: float32, and half precision beside it, which is added up as float32; without gaps in memory, of the
+                same shapes and strides in every process.
 
         Returns:
             What waits for the sums and gives them; on CUDA the stream waits, not the host.

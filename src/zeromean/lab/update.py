@@ -17,22 +17,25 @@ process up to rounding, except with batch normalization, dropout or noise. Runni
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from zeromean.kernels.sgd import Ledger
 from zeromean.lab.data.augment import Batch, Source, cut_out, draw_cuts
+from zeromean.lab.descent import Descent
 from zeromean.lab.nets import ConvolutionalNetwork
-from zeromean.lab.observe import logits_of
 from zeromean.lab.order import noise_seeds
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.sharing import ALONE, Share, cut
-from zeromean.nn import decay_groups
+
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Update:
@@ -72,14 +75,15 @@ class Update:
                 f"{recipe.accumulate}: change it or batch_size in the recipe {recipe.name!r}"
             )
         self.recipe, self.network, self.batches, self.share, self.dtype = recipe, network, batches, share, dtype
-        self.parameters = list(network.parameters())
-        device = self.parameters[0].device
-        self.place, self.number = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.first_void = torch.full((1,), recipe.steps, dtype=torch.int64, device=device)
+        device = next(network.parameters()).device
         rates = torch.tensor([recipe.rate(step) for step in range(recipe.steps)], dtype=torch.float32)
-        self._rates, self._rate, self._void = rates.to(device), *(torch.zeros((), device=device) for _ in range(2))
-        self._optimizer = self._sgd()
+        self._ledger = Ledger.opened(rates.to(device))
+        self.place, self.number, self.loss_sum = self._ledger.place, self._ledger.number, self._ledger.loss_sum
+        self.first_void = self._ledger.first_void
+        half = dtype if dtype == torch.bfloat16 and recipe.accumulate == 1 else None
+        summed = share.processes > 1
+        self._descent = Descent(recipe, network, self._ledger, half=half, summed=summed)
+        self.parameters = self._descent.parameters
         self._average = [parameter.detach().clone() for parameter in self.parameters] if recipe.ema else []
         by_type = sorted(network.buffers(), key=lambda buffer: str(buffer.dtype))
         self._buffers = [list(group) for _, group in groupby(by_type, key=lambda buffer: buffer.dtype)]
@@ -94,45 +98,18 @@ class Update:
             self._front, self._back = cut(network)
         self._hidden_of, self._loss_of = _compiled() if device.type == "cuda" else _EAGER
 
-    def _sgd(self) -> torch.optim.SGD:
-        """The optimizer, with momenta of zero; it does nothing where the step is void."""
-        recipe = self.recipe
-        groups = decay_groups(self.network, recipe.weight_decay)
-        if not recipe.decay_biases:
-            groups = _weights_alone(groups)
-        sgd = torch.optim.SGD(groups, lr=self._rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
-        for parameter in self.parameters:
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        sgd.found_inf, sgd.grad_scale = self._void, None  # type: ignore[attr-defined]
-        return sgd
-
     def take(self) -> None:
         """Take the next step."""
         before = [_joined(buffers) for buffers in self._buffers]
-        loss = self._differentiate()
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if self.recipe.clip:
-            torch._foreach_mul_(gradients, self.recipe.clip / norm.clamp(min=self.recipe.clip))
-        self._mark(torch.isfinite(loss) & torch.isfinite(norm))
-        self._rate.copy_(self._rates.index_select(0, self.number)[0])
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        loss, gradients = self._differentiate()
+        self._ledger.settle(loss, self._descent.collect(gradients), self.recipe.clip)
+        self._descent.step()
         if self._average:
-            weight = (1 - self.recipe.ema) * (1 - self._void)
+            weight = (1 - self.recipe.ema) * (1 - self._ledger.void)
             for average, parameter in zip(self._average, self.parameters, strict=True):
                 average.lerp_(parameter.detach(), weight)
         for buffers, old in zip(self._buffers, before, strict=True):
-            _put_back(buffers, old, where=self._void)
-        self.loss_sum += loss
-        self.place += 1
-        self.number += 1
-
-    def _mark(self, finite: Tensor) -> None:
-        """Find out whether this step is void."""
-        bad_now = torch.minimum(self.first_void, self.number)
-        self.first_void.copy_(torch.where(finite, self.first_void, bad_now))
-        self._void.copy_((self.first_void <= self.number)[0])
+            _put_back(buffers, old, where=self._ledger.void)
 
     def parts(self) -> Iterator[Batch]:
         """The parts of the step's batch, one after the other; each sets the noise that is its own."""
@@ -154,37 +131,40 @@ class Update:
         centres = draw_cuts(self._seed[0], self.number[0], own * self.share.processes, images.shape[-1])
         return centres[rank * own :][:own]
 
-    def _differentiate(self) -> Tensor:
-        """Leave the gradient of the batch's mean loss in the parameters, and return that loss."""
-        recipe = self.recipe
+    def _differentiate(self) -> tuple[Tensor, list[Tensor]]:
+        """The batch's mean loss, and its gradient for each parameter."""
+        recipe, descent = self.recipe, self._descent
+        copies = descent.copies_of(self._back)
         scale = 1 / (recipe.accumulate * self.share.processes)
-        loss = torch.zeros((), device=self.place.device)
+        loss: Tensor | None = None
         wait: Callable[[], list[Tensor]] = list
         for part, (x, labels) in enumerate(self.parts(), 1):
-            hidden = None if self._front is None else self._hidden_of(self._front, x, self.dtype)
+            hidden = self._hidden(x)
             cut_off = x if hidden is None else hidden.detach().requires_grad_()
-            own = self._loss_of(self._back, cut_off, labels, self.dtype, recipe.label_smoothing) * scale
+            own = self._loss_of(self._back, cut_off, labels, self.dtype, recipe.label_smoothing, copies)
+            own = own if scale == 1 else own * scale
             own.backward()
-            loss += own.detach()
+            loss = own.detach() if loss is None else loss + own.detach()
             if hidden is not None:
                 if part == recipe.accumulate:
-                    wait = self.share.begin_sum(_gradients(self._back))
+                    wait = self.share.begin_sum(descent.gradients_of(self._back))
                 hidden.backward(cut_off.grad)
-        return loss if self._front is None else self._exchange(self._front, loss, wait)
+        assert loss is not None
+        if self._front is None:
+            return loss, descent.gradients_of(self.network)
+        *gradients, loss = self.share.begin_sum([*descent.gradients_of(self._front), loss])()
+        return loss, [*gradients, *wait()]
 
-    def _exchange(self, front: nn.Module, loss: Tensor, wait: Callable[[], list[Tensor]]) -> Tensor:
-        """Replace the gradients by their sums over the processes; returns that of the loss."""
-        *gradients, loss = self.share.begin_sum([*_gradients(front), loss])()
-        parameters = [*front.parameters(), *self._back.parameters()]
-        for parameter, gradient in zip(parameters, [*gradients, *wait()], strict=True):
-            parameter.grad = gradient
-        return loss
+    def _hidden(self, x: Tensor) -> Tensor | None:
+        """What goes from the front of a network that is cut in two to its back."""
+        if self._front is None:
+            return None
+        return self._hidden_of(self._front, x, self.dtype, self._descent.copies_of(self._front))
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the steps to come depend on: the tensors themselves, by name."""
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        momenta = [self._optimizer.state[parameter]["momentum_buffer"] for parameter in self.parameters]
-        named |= {f"momentum.{index}": tensor for index, tensor in enumerate(momenta)}
+        named |= {f"momentum.{index}": tensor for index, tensor in enumerate(self._descent.momenta)}
         named |= {f"average.{index}": tensor for index, tensor in enumerate(self._average)}
         counters = {"place": self.place, "number": self.number, "loss_sum": self.loss_sum}
         return named | counters | {"first_void": self.first_void}
@@ -201,6 +181,7 @@ class Update:
             raise ValueError(f"tensors must be those of this recipe, got others ({different[0]}): start the run again")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+        self._descent.refresh()
 
     @contextmanager
     def evaluated(self) -> Iterator[ConvolutionalNetwork]:
@@ -216,16 +197,24 @@ class Update:
             self.network.train()
 
 
-def hidden_of(front: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The output of a network's first modules."""
+def hidden_of(front: nn.Module, x: Tensor, dtype: torch.dtype, copies: Mapping[str, Tensor] = _NONE) -> Tensor:
+    """The output of a network's first modules, with these in place of parameters."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        hidden: Tensor = front(x)
+        hidden: Tensor = functional_call(front, dict(copies), (x,))
     return hidden
 
 
-def loss_of(network: nn.Module, x: Tensor, labels: Tensor, dtype: torch.dtype, label_smoothing: float) -> Tensor:
-    """The mean cross entropy of a batch."""
-    return F.cross_entropy(logits_of(network, x, dtype), labels, label_smoothing=label_smoothing)
+def loss_of(
+    network: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype,
+    label_smoothing: float,
+    copies: Mapping[str, Tensor] = _NONE,
+) -> Tensor:
+    """The mean cross entropy of a batch, with these in place of parameters."""
+    logits = hidden_of(network, x, dtype, copies).float()
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 _Passes = tuple[Callable[..., Tensor], Callable[..., Tensor]]
@@ -236,19 +225,6 @@ _EAGER: _Passes = (hidden_of, loss_of)
 def _compiled() -> _Passes:
     hidden, loss = (torch.compile(function, dynamic=False, fullgraph=True) for function in _EAGER)
     return hidden, loss
-
-
-def _weights_alone(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups with what has one dimension, biases and scales, moved to one without decay."""
-    vectors = [parameter for group in groups for parameter in group["params"] if parameter.ndim < 2]
-    kept = [{**group, "params": [one for one in group["params"] if one.ndim > 1]} for group in groups]
-    return [group for group in [*kept, {"params": vectors, "weight_decay": 0.0}] if group["params"]]
-
-
-def _gradients(module: nn.Module) -> list[Tensor]:
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    assert len(gradients) == len(list(module.parameters()))
-    return gradients
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from zeromean.kernels.crops import crops
 from zeromean.lab.order import sample_order
 from zeromean.nn.noise import uniform
 
@@ -134,10 +135,8 @@ class Batches:
         count, channels, height, width = images.shape
         padded = images.new_zeros(count, height + 2 * pad, width + 2 * pad, channels, dtype=dtype or images.dtype)
         padded[:, pad : pad + height, pad : pad + width] = images.permute(0, 2, 3, 1)
-        self._height, self._width = padded.shape[1:3]
+        self._height, self._width, self._size = padded.shape[1], padded.shape[2], (height, width)
         self._pixels, self._labels = padded.view(-1, channels), labels
-        self._rows_i1 = self._width * torch.arange(height, device=device).view(-1, 1)
-        self._columns_j = torch.arange(width, device=device)
         self._seed = torch.tensor(seed, device=device)
         self._numbers = torch.arange(self.steps, device=device)
         own = self._part.stop - self._part.start
@@ -150,7 +149,7 @@ class Batches:
         order = sample_order(self._seed.view(1), epoch, len(self._labels))[0, :kept]
         top, left, flipped = draw_crops(self._seed, epoch, kept, 2 * self._pad + 1)
         flipped *= self._flip
-        start = (order * self._height + top) * self._width + left + flipped * (len(self._columns_j) - 1)
+        start = (order * self._height + top) * self._width + left + flipped * (self._size[1] - 1)
         plan = torch.stack([start, 1 - 2 * flipped, self._labels[order]])
         self._plan.copy_(plan.view(3, self.steps, -1).transpose(0, 1)[:, :, self._part])
 
@@ -166,9 +165,7 @@ class Batches:
         Returns:
             Images ``[B, C, H, W]`` and labels ``[B]``, B being this process's part of ``batch_size``.
         """
-        start, direction, labels = self._plan.index_select(0, step)[0]
-        rows_b1j = (start.unsqueeze(1) + direction.unsqueeze(1) * self._columns_j).unsqueeze(1)
-        x_bchw = self._pixels[rows_b1j + self._rows_i1].permute(0, 3, 1, 2)
+        x_bchw, labels = crops(self._pixels, self._plan, step, self._size, self._width)
         return x_bchw.contiguous(memory_format=self._format), labels
 
     def epoch(self, epoch: int) -> Iterator[Batch]:

@@ -1,0 +1,161 @@
+"""Gradient descent on a network, and the copies of its weights with which a step in half precision computes.
+
+Autocast would round every weight in every step, and turn every gradient back, in launches of their own. Here weights
+lie in one piece of memory with their copies in another, and one program updates both. What has one dimension (biases,
+scales, slopes) has no copy: it is little, and is wanted in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeromean.kernels.sgd import Flat, Ledger, sgd_step
+from zeromean.lab.recipes.images import ImageRecipe
+from zeromean.nn import decay_groups
+
+# Elements at which a tensor may begin: cuDNN's and cuBLAS's fastest programs ask for as much, in bytes.
+_ALIGNMENT = 64
+
+
+class Descent:
+    """Stochastic gradient descent with momentum; it changes nothing where a step is void.
+
+    Args:
+        recipe: momentum and decay.
+        network: its weights are moved into memory of their own, and updated there.
+        ledger: says at which rate a step is taken, and whether it is void.
+        half: the type of the copies, or None for none.
+        summed: whether gradients come as sums in float32.
+
+    Attributes:
+        parameters: of the network.
+    """
+
+    def __init__(
+        self,
+        recipe: ImageRecipe,
+        network: nn.Module,
+        ledger: Ledger,
+        *,
+        half: torch.dtype | None = None,
+        summed: bool = False,
+    ) -> None:
+        self.parameters = list(network.parameters())
+        self._recipe, self._ledger = recipe, ledger
+        groups = decay_groups(network, recipe.weight_decay)
+        self._weights: list[Tensor] = [one for one in groups[0]["params"] if half is not None and one.ndim > 1]
+        self._others = _without(self.parameters, self._weights)
+        self._sgd = self._optimizer(groups)
+        self._flat: Flat | None = None
+        self._copies: dict[Tensor, Tensor] = {}
+        if half is not None:
+            self._lay_out(half, torch.float32 if summed else half)
+
+    def _optimizer(self, groups: Sequence[dict[str, Any]]) -> torch.optim.SGD:
+        """That of the parameters without a copy, with velocities of zero."""
+        recipe, ledger = self._recipe, self._ledger
+        groups = [{**group, "params": _without(group["params"], self._weights)} for group in groups]
+        if not recipe.decay_biases:
+            groups = _weights_alone(groups)
+        groups = [group for group in groups if group["params"]]
+        sgd = torch.optim.SGD(groups, lr=ledger.rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+        for parameter in self._others:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        sgd.found_inf, sgd.grad_scale = ledger.void, None  # type: ignore[attr-defined]
+        return sgd
+
+    def _lay_out(self, half: torch.dtype, gradient: torch.dtype) -> None:
+        """Move the weights into one piece of memory, and make the others like it."""
+        sizes = [-(-weight.numel() // _ALIGNMENT) * _ALIGNMENT for weight in self._weights]
+        device = self._weights[0].device
+        types = (torch.float32, torch.float32, half, gradient)
+        self._flat = Flat(*(torch.zeros(sum(sizes), dtype=dtype, device=device) for dtype in types))
+        own, velocities, copies, gradients = (
+            _views(tensor, self._weights, sizes)
+            for tensor in (self._flat.weight, self._flat.velocity, self._flat.copy, self._flat.gradient)
+        )
+        for weight, view in zip(self._weights, own, strict=True):
+            view.copy_(weight.detach())
+            weight.data = view
+        self._velocities: dict[Tensor, Tensor] = dict(zip(self._weights, velocities, strict=True))
+        self._copies = {weight: copy.requires_grad_() for weight, copy in zip(self._weights, copies, strict=True)}
+        self._gradients = gradients
+        self.refresh()
+
+    @property
+    def momenta(self) -> list[Tensor]:
+        """The velocity of each parameter."""
+        return [
+            self._velocities[parameter] if parameter in self._copies else self._sgd.state[parameter]["momentum_buffer"]
+            for parameter in self.parameters
+        ]
+
+    def refresh(self) -> None:
+        """Round the copies anew, where something else changed the weights."""
+        if self._flat is not None:
+            self._flat.copy.copy_(self._flat.weight)
+
+    def copies_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """What a step computes with in place of parameters of the network or a part of it, by their names there."""
+        named = module.named_parameters()
+        return {name: self._copies[parameter] for name, parameter in named if parameter in self._copies}
+
+    def gradients_of(self, module: nn.Module) -> list[Tensor]:
+        """The gradient of each parameter of the network or a part of it, as the backward pass left it."""
+        leaves = [self._copies.get(parameter, parameter) for parameter in module.parameters()]
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        assert len(gradients) == len(leaves)
+        return gradients
+
+    def collect(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Take the gradient of each parameter, and return norms of parts of all of it, float32 ``[parts]``."""
+        given: dict[Tensor, Tensor] = dict(zip(self.parameters, gradients, strict=True))
+        for parameter in self._others:
+            parameter.grad = given[parameter]
+        norms = list[Tensor](torch._foreach_norm([given[parameter] for parameter in self._others]))
+        if self._flat is not None:
+            torch._foreach_copy_(self._gradients, [given[weight] for weight in self._weights])
+            norms.append(torch.linalg.vector_norm(self._flat.gradient, dtype=torch.float32))
+        return torch.stack(norms)
+
+    def step(self) -> None:
+        """Update the parameters with the collected gradients, which are let go of."""
+        recipe, ledger = self._recipe, self._ledger
+        if recipe.clip:
+            torch._foreach_mul_([one.grad for one in self._others if one.grad is not None], ledger.scale)
+        if self._flat is not None:
+            sgd_step(
+                self._flat,
+                ledger,
+                decay=recipe.weight_decay,
+                momentum=recipe.momentum,
+                nesterov=recipe.nesterov,
+            )
+        self._sgd.step()
+        for leaf in (*self.parameters, *self._copies.values()):
+            leaf.grad = None
+
+
+def _without(parameters: Iterable[Tensor], left_out: Sequence[Tensor]) -> list[Tensor]:
+    known = set(left_out)
+    return [parameter for parameter in parameters if parameter not in known]
+
+
+def _weights_alone(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with what has one dimension, biases and scales, moved to one without decay."""
+    vectors = [parameter for group in groups for parameter in group["params"] if parameter.ndim < 2]
+    kept = [{**group, "params": [one for one in group["params"] if one.ndim > 1]} for group in groups]
+    return [*kept, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _views(flat: Tensor, like: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Tensors of the shapes and strides of others, one behind the other, each with so many elements of its own."""
+    views, place = [], 0
+    for tensor, size in zip(like, sizes, strict=True):
+        views.append(flat.as_strided(tensor.shape, tensor.stride(), place).detach())
+        place += size
+    return views
