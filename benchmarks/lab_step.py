@@ -51,7 +51,6 @@ Maker = Callable[[torch.device], Step]
 
 def plain_step(recipe: ImageRecipe, mode: str, searched: bool, device: torch.device) -> Step:
     """The step as a loop without this library takes it; its network has modules of torch alone."""
-    torch.backends.cudnn.benchmark = searched
     inputs = torch.randn(recipe.batch_size, CHANNELS, PIXELS, PIXELS, device=device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     targets = torch.randint(CLASSES, (recipe.batch_size,), device=device)
@@ -76,8 +75,10 @@ def plain_step(recipe: ImageRecipe, mode: str, searched: bool, device: torch.dev
         optimizer.step()
         optimizer.zero_grad()
 
-    for _ in range(WARM_UP_STEPS):
-        step()
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(cudnn.enabled, searched, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32):
+        for _ in range(WARM_UP_STEPS):
+            step()
     return step
 
 
