@@ -16,7 +16,7 @@ gradients are made): one pass for the plain gradient, and one ("sampled", "empir
 Fisher. The solves are priced in `solve`, on at most `max_samples` rows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, Literal
@@ -34,9 +34,10 @@ from zeromean.diagnostics.collect import (
     squared_deltas,
     target_score,
 )
-from zeromean.diagnostics.solve import Method
+from zeromean.diagnostics.solve import Method, price
 from zeromean.diagnostics.units import UnitQuantities, unit_quantities
 
+OnLayer = Callable[[str, float], None]
 WEIGHTED_MEAN_LIMIT = 2**24
 """Numbers of E_q(a) above which `measure` leaves it out of a layer's result."""
 
@@ -112,8 +113,12 @@ def attempt(
     method: Method | Literal["auto"] = "auto",
     dtype: torch.dtype = torch.float64,
     generator: torch.Generator | None = None,
+    on_layer: OnLayer | None = None,
 ) -> tuple[dict[str, UnitQuantities], dict[str, str]]:
-    """As `measure`, but layers that cannot be measured are returned with the reason, and are no error."""
+    """As `measure`, but layers that cannot be measured are returned with the reason, and are no error.
+
+    ``on_layer`` is told each layer before its solves, and the share of all solves' work that is done.
+    """
     check_options(fisher, output, targets)
     if damping < 0:
         raise ValueError(f"damping must be 0 or more, got {damping}: it is a fraction of the mean square input")
@@ -127,8 +132,12 @@ def attempt(
             return {}, wrong
         squares = squared_deltas(outputs, records, fisher=fisher, output=output, targets=targets, generator=generator)
         losses = {} if targets is None else deltas(outputs, records, -target_score(outputs.detach(), targets, output))
-    measured = {}
+    measured, done = {}, 0.0
+    work = {name: _work(record, squares[name], damping) for name, record in records.items()}
     for name, record in records.items():
+        if on_layer is not None:
+            on_layer(name, done / sum(work.values()))
+        done += work[name]
         try:
             measured[name] = _quantities(
                 record, squares.pop(name), losses.pop(name, None), len(outputs), damping, method
@@ -136,6 +145,13 @@ def attempt(
         except ValueError as error:
             wrong[name] = str(error)
     return measured, wrong
+
+
+def _work(record: LayerRows, squares: Tensor, damping: float) -> float:
+    """Of the layer's solves, in multiplications."""
+    groups, rows, fan_in = record.inputs.shape
+    units = squares.shape[-1]
+    return groups * units * price(rows, fan_in, units, damping)
 
 
 def _quantities(

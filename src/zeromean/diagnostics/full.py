@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from zeromean.diagnostics import fisher
+from zeromean.diagnostics.fisher import OnLayer
 from zeromean.diagnostics.generators import generators_put_back
 from zeromean.diagnostics.layers import Layer
 from zeromean.diagnostics.patches import yields_net_inputs
@@ -47,6 +48,7 @@ def natural(
     *,
     which: Fisher,
     damping: float,
+    on_layer: OnLayer | None = None,
 ) -> tuple[dict[str, UnitQuantities], dict[str, str]]:
     """Measure those layers, and say why some could not be; see `zeromean.diagnostics.measure`.
 
@@ -59,6 +61,7 @@ def natural(
         which: ``auto`` takes the exact Fisher of up to 100 classes or outputs, since it costs a backward pass for each,
             and the sampled one of more.
         damping: see `zeromean.diagnostics.measure`.
+        on_layer: see `zeromean.probe`.
     """
     regression = targets is not None and targets.is_floating_point()
     outputs = scores[0].numel() if regression else scores.shape[-1]
@@ -73,6 +76,7 @@ def natural(
             output="gaussian" if regression else "softmax",
             damping=damping,
             max_samples=MOST_ROWS,
+            on_layer=on_layer,
         )
 
 

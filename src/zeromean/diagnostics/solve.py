@@ -109,6 +109,12 @@ def _costs(
     return direct, right_hand_sides * 2 * rows * fan_in
 
 
+def price(rows: int, fan_in: int, units: int, damping: float) -> float:
+    """Multiplications a unit of the best direct method, which no choice exceeds by much."""
+    direct, _ = _costs(rows, fan_in, units, 1, damping)
+    return min(direct.values())
+
+
 def choose_method(rows: int, fan_in: int, units: int, right_hand_sides: int, damping: float) -> Method:
     """The cheapest method by its count of multiplications a unit; conjugate gradients only where they have time.
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from zeromean.diagnostics import full
+from zeromean.diagnostics.fisher import OnLayer
 from zeromean.diagnostics.full import Fisher
 from zeromean.diagnostics.history import History
 from zeromean.diagnostics.layers import Patterns, Selection, Skipped, runs_compiled, select
@@ -61,6 +62,8 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         loss: of the model's output and the targets; cross entropy or half the mean squared error if None.
         fisher: of ``full``: ``exact``, ``sampled``, ``empirical``, or ``auto``: exact up to 100 classes, else sampled.
         damping: of ``full``, as a fraction of a layer's mean square input.
+        on_layer: called with each layer's name before its natural gradients are solved for, and with the share of the
+            solves' work that is done: on a wide model they take minutes.
 
     Raises:
         ValueError: If no layer matches, if ``full`` has no probe batch, or if hooks cannot see the model's passes.
@@ -78,6 +81,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         loss: Loss | None = None,
         fisher: Fisher = "auto",
         damping: float = 1e-3,
+        on_layer: OnLayer | None = None,
     ) -> None:
         _check(model, preset, every, inputs)
         self._model = model
@@ -86,6 +90,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         self._batch = (inputs, targets, loss)
         self._fisher: Fisher = fisher
         self._damping = damping
+        self._on_layer = on_layer
         self._selection: Selection = select(model, layers, compiled=inputs is not None)
         self._tails = {
             layer.name: tails(layer.module)
@@ -114,6 +119,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         loss: Loss | None = None,
         fisher: Fisher = "auto",
         damping: float = 1e-3,
+        on_layer: OnLayer | None = None,
     ) -> Report:
         """Measure one batch, in the mode that the model is in, and leave the model as it was.
 
@@ -126,11 +132,22 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             loss: of the output and the targets.
             fisher: of ``full``.
             damping: of ``full``.
+            on_layer: of ``full``.
 
         Raises:
             ValueError: As `probe`.
         """
-        one = cls(model, preset, layers, inputs=inputs, targets=targets, loss=loss, fisher=fisher, damping=damping)
+        one = cls(
+            model,
+            preset,
+            layers,
+            inputs=inputs,
+            targets=targets,
+            loss=loss,
+            fisher=fisher,
+            damping=damping,
+            on_layer=on_layer,
+        )
         one._run_batch(0)
         return one.report()
 
@@ -254,7 +271,14 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             if not layers or scores is None:
                 raise ValueError("no Linear or Conv layer ran exactly once, or the output holds no numbers")
             found, wrong = full.natural(
-                self._selection.root, layers, inputs, targets, scores, which=self._fisher, damping=self._damping
+                self._selection.root,
+                layers,
+                inputs,
+                targets,
+                scores,
+                which=self._fisher,
+                damping=self._damping,
+                on_layer=self._on_layer,
             )
         except ValueError as error:
             self._notes = (f"natural gradients were not measured at step {step}: {error}",)

@@ -265,9 +265,13 @@ def probe(
         device: auto, cpu or cuda.
     """
     from zeromean.lab import probing
+    from zeromean.lab.progress import LayerBar
 
     chosen = probing.subject(target, data, activation, _device(device), flat=flat, norm=norm)
-    found = probing.run(chosen, preset=preset, layers=layers, samples=samples, steps=steps, every=every)
+    with LayerBar(_console) as bar:
+        found = probing.run(
+            chosen, preset=preset, layers=layers, samples=samples, steps=steps, every=every, on_layer=bar.on_layer
+        )
     _console.print(chosen.title, style="bold")
     _console.print(found)
     written = probing.write(found, output)

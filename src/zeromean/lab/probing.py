@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zeromean.diagnostics import Report, probe
+from zeromean.diagnostics.fisher import OnLayer
 from zeromean.diagnostics.shield import default_loss
 from zeromean.diagnostics.watch import Preset
 from zeromean.lab.activation import parse
@@ -161,6 +163,7 @@ def run(
     samples: int = 500,
     steps: int = 0,
     every: int = 10,
+    on_layer: OnLayer | None = None,
 ) -> Report:
     """Probe on a fixed batch, before the first of so many training steps, on every so many, and after the last.
 
@@ -171,6 +174,7 @@ def run(
         samples: of the probe batch, drawn with seed 0 from the training set.
         steps: of plain stochastic gradient descent; 0 only probes.
         every: steps between two measurements.
+        on_layer: see `zeromean.probe`.
 
     Raises:
         ValueError: If samples or steps make no sense, or as `zeromean.probe`.
@@ -181,12 +185,13 @@ def run(
     picked = draw(len(chosen.images), samples, generator).to(chosen.images.device)
     batch, targets, wanted = chosen.images[picked], chosen.targets[picked], list(layers) or None
     if steps == 0:
-        return probe.measure(chosen.model, batch, targets, cast(Preset, preset), wanted)
+        return probe.measure(chosen.model, batch, targets, cast(Preset, preset), wanted, on_layer=on_layer)
 
     def due(step: int) -> bool:
         return step % every == 0 or step == steps
 
-    with probe(chosen.model, cast(Preset, preset), wanted, due, inputs=batch, targets=targets) as p:
+    fixed = partial(probe, inputs=batch, targets=targets, on_layer=on_layer)
+    with fixed(chosen.model, cast(Preset, preset), wanted, due) as p:
         _train(chosen, steps, generator)
     return p.report()
 

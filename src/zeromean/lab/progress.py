@@ -1,4 +1,4 @@
-"""The progress bar of a study: epochs done, how fast it trains (on images also the error), time left."""
+"""Progress bars: of a study (epochs done, how fast it trains, time left), and of natural gradients by layer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import time
 from types import FrameType, TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from zeromean.lab import compare
 from zeromean.lab.schedule import duration
 from zeromean.lab.store import Stage
 from zeromean.lab.together import OnEpoch
+
+_QUIET_SECONDS = 10
 
 
 class Bar:
@@ -73,6 +83,47 @@ class Bar:
         return on_epoch
 
 
+class LayerBar:
+    """A context in which `on_layer` shows how far the solves of all layers are; a line every so often without terminal.
+
+    The bar is taken away at the end.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = TaskID(0)
+        self._started = self._spoken = time.monotonic()
+
+    def __enter__(self) -> LayerBar:
+        self._bar.start()
+        self._task = self._bar.add_task("natural gradients", total=1.0, visible=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def on_layer(self, name: str, share: float) -> None:
+        """Show the layer that is next, and the share of the work that is done; 0 begins anew."""
+        now = time.monotonic()
+        if share == 0:
+            self._started = self._spoken = now
+            self._bar.reset(self._task, visible=True)
+        self._bar.update(self._task, completed=share, description=f"natural gradients: {name}")
+        if not self._console.is_terminal and share and now - self._spoken >= _QUIET_SECONDS:
+            self._spoken = now
+            left = duration((now - self._started) / share * (1 - share))
+            self._console.print(f"natural gradients: {share:.0%} done, {name} is next, {left} left", markup=False)
+
+
 class _Clock:
     def __init__(self) -> None:
         self.started = self.spoken = time.monotonic()
@@ -86,7 +137,7 @@ class _Clock:
 
     def due(self, epoch: int, epochs: int) -> bool:
         now = time.monotonic()
-        if now - self.spoken < 10 and epoch < epochs:
+        if now - self.spoken < _QUIET_SECONDS and epoch < epochs:
             return False
         self.spoken = now
         return True
