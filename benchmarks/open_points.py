@@ -135,13 +135,16 @@ def effect(errors: Errors, text: str, activation: str) -> list[float]:
 def _mean_with_interval(values: Sequence[float], level: float = 0.95) -> str:
     if len(values) < 2:
         return ""
-    width = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
-    return f"{sum(values) / len(values):+.2f} ± {width:.2f} (n = {len(values)})"
+    return _told(values, stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
+
+
+def _told(values: Sequence[float], width: float) -> str:
+    return f"{sum(values) / len(values):+.2f} ± {width:.2f} (n = {len(values)})" if values else ""
 
 
 def _cells(errors: Errors, training: Errors, variant: str, activation: str) -> str:
     own = differences(errors, variant, activation)
-    told = f"{sum(own) / len(own):+.2f} ± {half_width(errors, len(own)):.2f} (n = {len(own)})"
+    told = _told(own, half_width(errors, len(own)))
     return " | ".join(
         [
             *(_mean(found[variant, activation], digits) for found, digits in ((errors, 2), (training, 1))),

@@ -132,11 +132,11 @@ def attempt(
             return {}, wrong
         squares = squared_deltas(outputs, records, fisher=fisher, output=output, targets=targets, generator=generator)
         losses = {} if targets is None else deltas(outputs, records, -target_score(outputs.detach(), targets, output))
-    measured, done = {}, 0.0
     work = {name: _work(record, squares[name], damping) for name, record in records.items()}
+    measured, done, whole = {}, 0.0, sum(work.values())
     for name, record in records.items():
         if on_layer is not None:
-            on_layer(name, done / sum(work.values()))
+            on_layer(name, done / whole)
         done += work[name]
         try:
             measured[name] = _quantities(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from zeromean.lab.data.augment import Batch
@@ -35,11 +36,16 @@ class Judgement(NamedTuple):
 UNKNOWN = Judgement(math.nan, math.nan, math.nan)
 
 
-def logits_of(network: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The network's output in float32; in bfloat16 convolutions and products run under autocast."""
+def outputs_of(network: nn.Module, x: Tensor, dtype: torch.dtype, copies: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The network's output, with these in place of parameters; in bfloat16 its products run under autocast."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits: Tensor = network(x)
-    return logits.float()
+        outputs: Tensor = functional_call(network, dict(copies), (x,)) if copies else network(x)
+    return outputs
+
+
+def logits_of(network: nn.Module, x: Tensor, dtype: torch.dtype, copies: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The same in float32."""
+    return outputs_of(network, x, dtype, copies).float()
 
 
 @torch.no_grad()

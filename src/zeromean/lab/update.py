@@ -20,22 +20,19 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
-from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from zeromean.kernels.sgd import Ledger
 from zeromean.lab.data.augment import Batch, Source, cut_out, draw_cuts
 from zeromean.lab.descent import Descent
 from zeromean.lab.nets import ConvolutionalNetwork
+from zeromean.lab.observe import logits_of, outputs_of
 from zeromean.lab.order import noise_seeds
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.sharing import ALONE, Share, cut
-
-_NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Update:
@@ -197,28 +194,20 @@ class Update:
             self.network.train()
 
 
-def hidden_of(front: nn.Module, x: Tensor, dtype: torch.dtype, copies: Mapping[str, Tensor] = _NONE) -> Tensor:
-    """The output of a network's first modules, with these in place of parameters."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        hidden: Tensor = functional_call(front, dict(copies), (x,))
-    return hidden
-
-
 def loss_of(
     network: nn.Module,
     x: Tensor,
     labels: Tensor,
     dtype: torch.dtype,
     label_smoothing: float,
-    copies: Mapping[str, Tensor] = _NONE,
+    copies: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The mean cross entropy of a batch, with these in place of parameters."""
-    logits = hidden_of(network, x, dtype, copies).float()
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits_of(network, x, dtype, copies), labels, label_smoothing=label_smoothing)
 
 
 _Passes = tuple[Callable[..., Tensor], Callable[..., Tensor]]
-_EAGER: _Passes = (hidden_of, loss_of)
+_EAGER: _Passes = (outputs_of, loss_of)
 
 
 @functools.cache
