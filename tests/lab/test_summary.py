@@ -265,3 +265,6 @@ def test_records_hold_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (lost["activation"], lost["norm"], lost["seed"], lost["test_error"]) == ("relu", "none", 1, None)
     assert lost["diverged"]["step"] == 7
     assert (tmp_path / "record" / "table.md").read_text() == to_markdown(load(study))
+    drawn = (tmp_path / "record" / "runs.svg").read_text()
+    assert drawn.count('aria-roledescription="point"') == 7  # the diverged one has no error
+    assert drawn.count('aria-roledescription="tick"') == 2  # ELU's and ReLU's, as published

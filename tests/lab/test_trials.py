@@ -56,7 +56,7 @@ def test_every_variant_of_the_open_points_trains(tmp_path: Path) -> None:
     assert same == {open_points.BASE, "normalization=mean-std", "padding=one", "precision=tf32"}
     found = open_points.table(planned, rows)
     assert found.count("\n") == 2 + len(open_points.VARIANTS)
-    assert "| initialization=he drop_before_pooling=false padding=one_ceil |" in found
+    assert "| initialization=he drop_before_pooling=true padding=one_ceil |" in found
     assert open_points.effects(planned, rows).count("(n = 4)") == 2 * len(open_points.CROSSED)
 
 
@@ -201,6 +201,13 @@ def test_the_command_writes_rows_and_a_table(tmp_path: Path, monkeypatch: pytest
     rows = [json.loads(line) for line in (tmp_path / "points" / "results.jsonl").read_text().splitlines()]
     assert [row["steps"] for row in rows] == [6] * 12
     assert (tmp_path / "points" / "table.md").read_text().count("±") == 4 + 2
+    open_points.main(
+        [*words, str(tmp_path / "some"), "--variants", "", "batch_size=4 flip=false", "--activations", "elu"]
+    )
+    some = [json.loads(line) for line in (tmp_path / "some" / "results.jsonl").read_text().splitlines()]
+    assert {row["variant"] for row in some} == {open_points.BASE, "batch_size=4 flip=false"}
+    assert {row["activation"] for row in some} == {"elu"}
+    assert (tmp_path / "some" / "table.md").read_text().count("±") == 1
     tune_fast.main([*words, str(tmp_path / "fast"), "--candidates", "4"])
     assert (tmp_path / "fast" / "table.md").read_text().count("\n") == 2 + 4 + 3 + 3
 

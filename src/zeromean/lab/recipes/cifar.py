@@ -7,7 +7,7 @@ by 4, flips; for the 18-layer network batches of 100, a rate of 0.01 divided by 
 fine-tunings, of 50,000 steps with dropout behind all layers and of 40,000 with 1.5 times its rates.
 
 Not stated, and our choice: batches of 100 for the 11-layer network too, padding of even kernels (``alternate``),
-weights of variance 1 / fan_in with biases of zero, dropout in front of a stack's pooling, the length of the 18-layer
+weights of variance 1 / fan_in with biases of zero, dropout behind a stack's pooling, the length of the 18-layer
 network's base phase (85,000 steps) and its learning rate while fine-tuning (0.001, then 0.0001). He's weights, which
 the paper states for its networks on MNIST, begin here with a loss of 9 to 14 and a gradient of norm 100 to 240, where
 these begin with 4.6 and 3 to 5: at the full rate, some runs with He's are lost.
@@ -28,7 +28,7 @@ from zeromean.lab.recipes.images import ImageRecipe, Phase
 _ELU11_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.0)
 _ELU18_DROPOUT = (*_ELU11_DROPOUT, 0.0)
 # Where the paper is silent.
-_OPEN: dict[str, Any] = {"padding": "alternate", "initialization": "lecun", "drop_before_pooling": True}
+_OPEN: dict[str, Any] = {"padding": "alternate", "initialization": "lecun"}
 _PAPER_ARMS = ("elu", "shifted_relu", "leaky_relu:0.1", "relu")
 
 
