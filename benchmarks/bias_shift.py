@@ -1,7 +1,7 @@
 """Bias shift and k - 1 while a network trains: does ELU have less of them, and does batch norm take them away?
 
     python benchmarks/bias_shift.py mlp8 [--processes 15] [--seeds 10] [--out DIR]
-    python benchmarks/bias_shift.py elu11 --device cuda [--processes 4] [--seeds 5] [--out DIR]
+    python benchmarks/bias_shift.py elu11 --device cuda [--processes 8] [--seeds 5] [--out DIR]
     python benchmarks/bias_shift.py --draw DIR
 
 Trains a network of the ELU paper as its recipe does (``mnist-mlp8``: 8 x 128 on MNIST; ``cifar100-elu11``), shortened,
@@ -88,6 +88,8 @@ class Job:
 def run(job: Job) -> list[dict[str, Any]]:
     """Train, and measure on the way."""
     torch.set_num_threads(1)
+    if job.device != "cpu":
+        torch.cuda.set_device(job.device)
     return [row for seed in job.seeds for row in (mlp8 if job.network == "mlp8" else elu11)(job, seed)]
 
 
@@ -323,25 +325,26 @@ def main() -> None:
         return
     if options.network is None:
         parser.error("name a network, or --draw a folder")
-    found = train_all(options)
-    text = summary(found)
-    print(text)
-    if options.out:
-        write(options.out, found, text, options)
+    found: list[dict[str, Any]] = []
+    for found in train_all(options):
+        if options.out:
+            write(options.out, found, options)
+    print(summary(found))
 
 
-def train_all(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every arm in a process, on a CPU every run."""
+def train_all(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Every arm in a process, on CPUs every run, on GPUs by turns; all rows so far, whenever one is done."""
     seeds = tuple(range(options.seeds or (10 if options.network == "mlp8" else 5)))
     steps = tuple(options.steps or STEPS[options.network])
     images = options.images or IMAGES[options.network]
     groups = [(seed,) for seed in seeds] if options.device == "cpu" else [seeds]
+    devices = ["cpu"] if options.device == "cpu" else [f"cuda:{gpu}" for gpu in range(torch.cuda.device_count())]
+    arms = itertools.product(options.activations, options.norms, groups)
     jobs = [
-        Job(options.network, activation, norm, group, steps, images, options.device)
-        for activation in options.activations
-        for norm in options.norms
-        for group in groups
+        Job(options.network, *arm, steps, images, device)
+        for arm, device in zip(arms, itertools.cycle(devices), strict=False)
     ]
+    place = {name: number for number, name in enumerate((*options.activations, *options.norms))}
     started, context = time.perf_counter(), multiprocessing.get_context("spawn")
     found: list[dict[str, Any]] = []
     with ProcessPoolExecutor(min(options.processes, len(jobs)), context) as pool:
@@ -349,14 +352,14 @@ def train_all(options: argparse.Namespace) -> list[dict[str, Any]]:
         for done, future in enumerate(as_completed(waiting), 1):
             found += future.result()
             print(f"{done} of {len(jobs)}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    place = {name: number for number, name in enumerate((*options.activations, *options.norms))}
-    return sorted(found, key=lambda r: (place[r["activation"]], place[r["norm"]], r["seed"], r["step"], r["depth"]))
+            found.sort(key=lambda r: (place[r["activation"]], place[r["norm"]], r["seed"], r["step"], r["depth"]))
+            yield found
 
 
-def write(folder: Path, found: Sequence[Mapping[str, Any]], text: str, options: argparse.Namespace) -> None:
+def write(folder: Path, found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.jsonl").write_text("".join(json.dumps(rounded(row)) + "\n" for row in found))
-    (folder / "summary.md").write_text(text)
+    (folder / "summary.md").write_text(summary(found))
     machine = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -3,10 +3,10 @@
     PYTHONPATH=src torchrun --nproc-per-node 2 -m benchmarks.scaling --device cuda --out DIR
     PYTHONPATH=src python -m benchmarks.scaling --draw DIR
 
-**Throughput**: the 18-layer network with its published dropout on random images, 512 a process. The first process
-alone, while the others wait, and all of them take turns. The efficiency of n processes is
+**Throughput**: the 18-layer network with its published dropout on random images, 512 a process. Each process alone,
+while the others wait, and all of them take turns: GPUs of one kind differ by some percent. The efficiency is
 
-    (images a second of all) / (n times images a second of one) = ms a step of one / ms a step of all
+    images a second of all / sum of images a second of each alone
 
 in the same round. **Loss curves**: the 11-layer network at its published rate and batch of 100, without dropout, whose
 masks would differ, on images that can be learned. The same seed trains three times: in one process; in all; and in one
@@ -64,36 +64,43 @@ def throughput(recipe: ImageRecipe, options: argparse.Namespace, share: Share, d
     with arithmetic(recipe.precision, device):
         alone = Steps(endless(recipe, options.batch, total), run, images, device)
         together = Steps(endless(recipe, n * options.batch, total), run, images, device, share)
-        if share.writes:
-            alone.warm_up()
+        alone.warm_up()
         _wait(share)
         together.warm_up()
-        pairs = []
+        rounds = []
         for _ in range(options.rounds):
+            ones = [_in_turn(alone, options.steps, share, turn, device) for turn in range(n)]
             _wait(share)
-            one = milliseconds(alone.take, options.steps, device) if share.writes else 0.0
-            _wait(share)
-            pairs.append((one, milliseconds(together.take, options.steps, device)))
+            rounds.append((*ones, milliseconds(together.take, options.steps, device)))
         alone.check()
         together.check()
-    return [rates(recipe.network, options.batch, n, pairs) | {"steps": options.steps}] if share.writes else []
+    told = _gathered({str(share.rank): [one[share.rank] for one in rounds]}, share)
+    rounds = [(*(told[str(rank)][number] for rank in range(n)), one[n]) for number, one in enumerate(rounds)]
+    return [rates(recipe.network, options.batch, rounds) | {"steps": options.steps}] if share.writes else []
 
 
-def rates(network: str, batch: int, processes: int, pairs: Sequence[tuple[float, float]]) -> Row:
-    """The row of such rounds: ms a step of one process, and of all."""
-    efficiencies = [one / every for one, every in pairs]
-    ones, all_of_them = zip(*pairs, strict=True)
+def _in_turn(alone: Steps, steps: int, share: Share, turn: int, device: torch.device) -> float:
+    """Milliseconds a step of this process, if it is its turn."""
+    _wait(share)
+    return milliseconds(alone.take, steps, device) if share.rank == turn else 0.0
+
+
+def rates(network: str, batch: int, rounds: Sequence[Sequence[float]]) -> Row:
+    """The row of such rounds: ms a step of each process alone, and of all."""
+    processes = len(rounds[0]) - 1
+    efficiencies = [processes / every / sum(1 / one for one in ones) for *ones, every in rounds]
+    *ones, every = (1000 * batch / statistics.median(times) for times in zip(*rounds, strict=True))
     return {
         "measurement": "throughput",
         "network": network,
         "processes": processes,
         "images_a_process": batch,
-        "images_per_second_of_one": round(1000 * batch / statistics.median(ones)),
-        "images_per_second": round(1000 * processes * batch / statistics.median(all_of_them)),
+        "images_per_second_alone": [round(one) for one in ones],
+        "images_per_second": round(processes * every),
         "efficiency": round(statistics.median(efficiencies), 4),
         "lowest_efficiency": round(min(efficiencies), 4),
         "highest_efficiency": round(max(efficiencies), 4),
-        "rounds": [[round(time, 4) for time in pair] for pair in pairs],
+        "rounds": [[round(time, 4) for time in one] for one in rounds],
     }
 
 
@@ -188,11 +195,9 @@ def _gathered(own: dict[str, list[float]], share: Share) -> dict[str, list[float
 def report(found: Sequence[Row]) -> None:
     for row in found:
         if row["measurement"] == "throughput":
-            print(f"{row['network']}, {row['images_a_process']} images a process: ", end="")
-            print(
-                f"one {row['images_per_second_of_one']} images/s, {row['processes']} {row['images_per_second']}, ",
-                end="",
-            )
+            alone = " and ".join(str(one) for one in row["images_per_second_alone"])
+            print(f"{row['network']}, {row['images_a_process']} images a process: alone {alone} images/s, ", end="")
+            print(f"{row['processes']} together {row['images_per_second']}, ", end="")
             print(f"efficiency {row['efficiency']:.3f}", end="")
             print(f" ({row['lowest_efficiency']:.3f} to {row['highest_efficiency']:.3f})", flush=True)
     for precision in dict.fromkeys(row["precision"] for row in found if row["measurement"] == "curves"):

@@ -186,8 +186,7 @@ def halved(training: Training, half: torch.dtype | None = torch.bfloat16) -> Tra
     """The training in bfloat16 wherever it is, with copies of its weights in that type or without any."""
     update = training._update
     update.dtype = torch.bfloat16
-    summed = training.share.processes > 1
-    update._descent = Descent(training.recipe, training.network, update._ledger, half=half, summed=summed)
+    update._descent = Descent(training.recipe, training.network, update._ledger, half=half)
     return training
 
 

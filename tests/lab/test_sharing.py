@@ -129,5 +129,10 @@ def test_a_process_group_of_one_sums_in_any_memory_format() -> None:
         for tensor, total in zip(tensors, sums[:2], strict=True):
             assert torch.equal(total, tensor)
             assert total.stride() == tensor.stride()
+        halves = torch.randn(6, dtype=torch.bfloat16)
+        for among in ([halves], [tensors[0], halves]):
+            sums = Share(0, 1).begin_sum(among)()
+            assert sums[-1] is halves  # in its place
+            assert torch.equal(sums[0], among[0])
     finally:
         torch.distributed.destroy_process_group()

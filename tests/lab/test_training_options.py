@@ -83,7 +83,7 @@ def decayed(chosen: ImageRecipe, activation: str = "elu", norm: str = "none") ->
         for parameter in training.network.parameters():
             parameter.fill_(1.0)
     update = training._update
-    update._descent.collect([torch.ones_like(parameter) for parameter in update.parameters])
+    update._descent.put(training.network, [torch.ones_like(parameter) for parameter in update.parameters])
     update._ledger.rate.fill_(0.5)
     update._descent.step()
     return {name: float(parameter.detach().mean()) for name, parameter in training.network.named_parameters()}

@@ -38,7 +38,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def options(out: Path, **changes: Any) -> argparse.Namespace:
-    given = {"out": out, "gpus": 0, "together": 3, "seconds": 100.0, "seeds": 1, "candidates": 6, "validation": 30}
+    given = {"out": out, "gpus": 0, "together": 3, "seconds": 100.0, "seeds": 1, "validation": 30}
     return argparse.Namespace(**{**given, **changes})
 
 
@@ -117,28 +117,42 @@ def test_a_trial_that_diverges_has_a_row_and_ends_nothing(tmp_path: Path) -> Non
     assert tune_fast.error([rows[1], None]) is None
 
 
-def test_halving_trains_the_better_ones_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_that_are_better_alone_are_trained_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
+    known = {
+        "as it is": 30.0,
+        "cutout=8": 29.0,
+        "rate_factor=2": 28.0,
+        "rate_factor=0.5": 29.5,
+        "dropout_factor=0.5": 28.5,
+    }
 
     def judged(planned: list[Trial], *_: Any) -> list[dict[str, Any]]:
         asked.extend((trial.variant, trial.recipe.steps) for trial in planned)
-        order = {variant: place for place, variant in enumerate(sorted({trial.variant for trial in planned}))}
-        rows = [{"status": "ok", "validation_error": order[one.variant], "train_error": 1.0} for one in planned]
+        rows = [
+            {"status": "ok", "validation_error": known.get(one.variant, 31.0), "train_error": 1.0} for one in planned
+        ]
         return [{**row, "seconds": 2.0} for row in rows]
 
     monkeypatch.setattr(tune_fast, "run", judged)
     chosen = find("cifar100-elu11-fast")
     assert isinstance(chosen, ImageRecipe)
-    found = tune_fast.halve(chosen, DATA, options(tmp_path, candidates=16), FOREVER)
-    steps = [steps for _, steps in asked]
-    assert [steps.count(number) for number in (4875, 9750, 19500)] == [16, 4, 3]
-    best = sorted(name for name, number in asked if number == 4875)
-    assert [name for name, number in asked if number == 9750] == best[:4]
-    assert [name for name, number in asked if number == 19500] == best[:3]
-    assert found.splitlines()[2].startswith("| 1 | 0.00 | 1.0 | 2 |")
+    found = tune_fast.search(chosen, DATA, options(tmp_path), FOREVER)
+    assert sum(steps == 9750 for _, steps in asked) == 8
+    assert [name for name, steps in asked if steps == 19500] == [
+        "as it is",
+        "rate_factor=2",
+        "rate_factor=2 dropout_factor=0.5",
+        "rate_factor=2 dropout_factor=0.5 cutout=8",
+    ]
+    assert found.splitlines()[2].startswith("| 1 | 28.00 | 1.0 | 2 | rate_factor=2 |")
 
 
-def test_halving_waits_for_a_rung_that_the_time_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_combined_where_the_recipe_is_best() -> None:
+    assert tune_fast.finalists({(): 1.0, ("cutout=8",): 1.0, ("rate_factor=2",): 2.0}) == [()]
+
+
+def test_a_search_waits_for_trials_that_the_time_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: dict[str, Any] = {"status": "ok", "validation_error": 1.0, "train_error": None, "seconds": 2.0}
     calls: list[int] = []
 
@@ -147,20 +161,19 @@ def test_halving_waits_for_a_rung_that_the_time_cut_off(tmp_path: Path, monkeypa
         return [done if number else None for number in range(len(planned))]
 
     monkeypatch.setattr(tune_fast, "run", judged)
-    found = tune_fast.halve(SMALL, DATA, options(tmp_path), FOREVER)
-    assert calls == [6]
-    assert found.count("| 0.25 |") == 5
+    found = tune_fast.search(SMALL, DATA, options(tmp_path), FOREVER)
+    assert calls == [len(tune_fast.candidates(SMALL))]
+    assert found.count("| 0.5 |") == calls[0] - 1
 
 
-def test_candidates_begin_with_the_recipe_and_differ() -> None:
+def test_candidates_are_the_recipe_and_single_changes() -> None:
     for name in ("cifar100-elu11-fast", "cifar100-elu18-fast", "cifar10-elu18-fast"):
         chosen = find(name)
         assert isinstance(chosen, ImageRecipe)
-        points = tune_fast.candidates(chosen, 400)
+        points = tune_fast.candidates(chosen)
         made = {json.dumps(Trial("", override(chosen, point), "elu", 0).settings()) for point in points}
         assert points[0] == ()
-        assert len(made) == len(points) == 3**3 * 2**3
-        assert tune_fast.candidates(chosen, 9)[1:] == tune_fast.candidates(chosen, 9)[1:]
+        assert len(made) == len(points) == 8
 
 
 def test_differences_are_paired_and_their_interval_pooled() -> None:
@@ -208,8 +221,11 @@ def test_the_command_writes_rows_and_a_table(tmp_path: Path, monkeypatch: pytest
     assert {row["variant"] for row in some} == {open_points.BASE, "batch_size=4 flip=false"}
     assert {row["activation"] for row in some} == {"elu"}
     assert (tmp_path / "some" / "table.md").read_text().count("±") == 1
-    tune_fast.main([*words, str(tmp_path / "fast"), "--candidates", "4"])
-    assert (tmp_path / "fast" / "table.md").read_text().count("\n") == 2 + 4 + 3 + 3
+    monkeypatch.setattr(tune_fast, "CHANGES", {"cutout": ("2",)})
+    tune_fast.main([*words, str(tmp_path / "fast")])
+    lines = (tmp_path / "fast" / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["| 0.5"] * 2
+    assert lines[2].startswith("| 1 |")
 
 
 def test_two_processes_share_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

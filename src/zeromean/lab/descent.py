@@ -29,7 +29,6 @@ class Descent:
         network: its weights are moved into memory of their own, and updated there.
         ledger: says at which rate a step is taken, and whether it is void.
         half: the type of the copies, or None for none.
-        summed: whether gradients come as sums in float32.
 
     Attributes:
         parameters: of the network.
@@ -42,18 +41,18 @@ class Descent:
         ledger: Ledger,
         *,
         half: torch.dtype | None = None,
-        summed: bool = False,
     ) -> None:
         self.parameters = list(network.parameters())
         self._recipe, self._ledger = recipe, ledger
         groups = decay_groups(network, recipe.weight_decay)
-        self._weights: list[Tensor] = [one for one in groups[0]["params"] if half is not None and one.ndim > 1]
+        decaying = set(groups[0]["params"]) if half is not None else set[Tensor]()
+        self._weights: list[Tensor] = [one for one in self.parameters if one in decaying and one.ndim > 1]
         self._others = _without(self.parameters, self._weights)
         self._sgd = self._optimizer(groups)
         self._flat: Flat | None = None
         self._copies: dict[Tensor, Tensor] = {}
         if half is not None:
-            self._lay_out(half, torch.float32 if summed else half)
+            self._lay_out(half)
 
     def _optimizer(self, groups: Sequence[dict[str, Any]]) -> torch.optim.SGD:
         """That of the parameters without a copy, with velocities of zero."""
@@ -68,11 +67,11 @@ class Descent:
         sgd.found_inf, sgd.grad_scale = ledger.void, None  # type: ignore[attr-defined]
         return sgd
 
-    def _lay_out(self, half: torch.dtype, gradient: torch.dtype) -> None:
+    def _lay_out(self, half: torch.dtype) -> None:
         """Move the weights into one piece of memory, and make the others like it."""
         sizes = [-(-weight.numel() // _ALIGNMENT) * _ALIGNMENT for weight in self._weights]
         device = self._weights[0].device
-        types = (torch.float32, torch.float32, half, gradient)
+        types = (torch.float32, torch.float32, half, half)
         self._flat = Flat(*(torch.zeros(sum(sizes), dtype=dtype, device=device) for dtype in types))
         own, velocities, copies, gradients = (
             _views(tensor, self._weights, sizes)
@@ -83,7 +82,7 @@ class Descent:
             weight.data = view
         self._velocities: dict[Tensor, Tensor] = dict(zip(self._weights, velocities, strict=True))
         self._copies = {weight: copy.requires_grad_() for weight, copy in zip(self._weights, copies, strict=True)}
-        self._gradients = gradients
+        self._views = dict(zip(self._weights, gradients, strict=True))
         self.refresh()
 
     @property
@@ -104,29 +103,41 @@ class Descent:
         named = module.named_parameters()
         return {name: self._copies[parameter] for name, parameter in named if parameter in self._copies}
 
-    def gradients_of(self, module: nn.Module) -> list[Tensor]:
-        """The gradient of each parameter of the network or a part of it, as the backward pass left it."""
-        leaves = [self._copies.get(parameter, parameter) for parameter in module.parameters()]
-        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
-        assert len(gradients) == len(leaves)
-        return gradients
+    def collect(self, module: nn.Module) -> list[Tensor]:
+        """Take the gradients that a backward pass left in the network or a part of it.
 
-    def collect(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Take the gradient of each parameter, and return norms of parts of all of it, float32 ``[parts]``."""
-        given: dict[Tensor, Tensor] = dict(zip(self.parameters, gradients, strict=True))
-        for parameter in self._others:
-            parameter.grad = given[parameter]
-        norms = list[Tensor](torch._foreach_norm([given[parameter] for parameter in self._others]))
+        Returns:
+            What holds them, to be summed over processes and then put: those of all weights with a copy in one piece of
+            half precision, and each of the others.
+        """
+        parameters = list(module.parameters())
+        own = [parameter for parameter in parameters if parameter in self._copies]
+        others = _gradients(_without(parameters, own))
+        if self._flat is None or not own:
+            return others
+        views = [self._views[weight] for weight in own]
+        torch._foreach_copy_(views, _gradients([self._copies[weight] for weight in own]))
+        first, last = views[0].storage_offset(), views[-1].storage_offset() + views[-1].numel()
+        return [self._flat.gradient[first:last], *others]
+
+    def put(self, module: nn.Module, gradients: Sequence[Tensor]) -> None:
+        """Take such gradients, summed, in their place."""
+        others = [parameter for parameter in module.parameters() if parameter not in self._copies]
+        for parameter, gradient in zip(others, gradients[len(gradients) - len(others) :], strict=True):
+            parameter.grad = gradient
+
+    def norms(self) -> Tensor:
+        """Those of parts of the whole gradient, float32 ``[parts]``."""
+        found = list[Tensor](torch._foreach_norm(_gradients(self._others)))
         if self._flat is not None:
-            torch._foreach_copy_(self._gradients, [given[weight] for weight in self._weights])
-            norms.append(torch.linalg.vector_norm(self._flat.gradient, dtype=torch.float32))
-        return torch.stack(norms)
+            found.append(torch.linalg.vector_norm(self._flat.gradient, dtype=torch.float32))
+        return torch.stack(found)
 
     def step(self) -> None:
         """Update the parameters with the collected gradients, which are let go of."""
         recipe, ledger = self._recipe, self._ledger
         if recipe.clip:
-            torch._foreach_mul_([one.grad for one in self._others if one.grad is not None], ledger.scale)
+            torch._foreach_mul_(_gradients(self._others), ledger.scale)
         if self._flat is not None:
             sgd_step(
                 self._flat,
@@ -138,6 +149,12 @@ class Descent:
         self._sgd.step()
         for leaf in (*self.parameters, *self._copies.values()):
             leaf.grad = None
+
+
+def _gradients(leaves: Sequence[Tensor]) -> list[Tensor]:
+    found = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    assert len(found) == len(leaves)
+    return found
 
 
 def _without(parameters: Iterable[Tensor], left_out: Sequence[Tensor]) -> list[Tensor]:

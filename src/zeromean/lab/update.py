@@ -78,8 +78,7 @@ class Update:
         self.place, self.number, self.loss_sum = self._ledger.place, self._ledger.number, self._ledger.loss_sum
         self.first_void = self._ledger.first_void
         half = dtype if dtype == torch.bfloat16 and recipe.accumulate == 1 else None
-        summed = share.processes > 1
-        self._descent = Descent(recipe, network, self._ledger, half=half, summed=summed)
+        self._descent = Descent(recipe, network, self._ledger, half=half)
         self.parameters = self._descent.parameters
         self._average = [parameter.detach().clone() for parameter in self.parameters] if recipe.ema else []
         by_type = sorted(network.buffers(), key=lambda buffer: str(buffer.dtype))
@@ -98,8 +97,8 @@ class Update:
     def take(self) -> None:
         """Take the next step."""
         before = [_joined(buffers) for buffers in self._buffers]
-        loss, gradients = self._differentiate()
-        self._ledger.settle(loss, self._descent.collect(gradients), self.recipe.clip)
+        loss = self._differentiate()
+        self._ledger.settle(loss, self._descent.norms(), self.recipe.clip)
         self._descent.step()
         if self._average:
             weight = (1 - self.recipe.ema) * (1 - self._ledger.void)
@@ -128,13 +127,13 @@ class Update:
         centres = draw_cuts(self._seed[0], self.number[0], own * self.share.processes, images.shape[-1])
         return centres[rank * own :][:own]
 
-    def _differentiate(self) -> tuple[Tensor, list[Tensor]]:
-        """The batch's mean loss, and its gradient for each parameter."""
+    def _differentiate(self) -> Tensor:
+        """Find the gradient of the batch's mean loss, and return that loss."""
         recipe, descent = self.recipe, self._descent
         copies = descent.copies_of(self._back)
         scale = 1 / (recipe.accumulate * self.share.processes)
         loss: Tensor | None = None
-        wait: Callable[[], list[Tensor]] = list
+        sums_of_back: Callable[[], list[Tensor]] = list
         for part, (x, labels) in enumerate(self.parts(), 1):
             hidden = self._hidden(x)
             cut_off = x if hidden is None else hidden.detach().requires_grad_()
@@ -144,13 +143,16 @@ class Update:
             loss = own.detach() if loss is None else loss + own.detach()
             if hidden is not None:
                 if part == recipe.accumulate:
-                    wait = self.share.begin_sum(descent.gradients_of(self._back))
+                    sums_of_back = self.share.begin_sum(descent.collect(self._back))
                 hidden.backward(cut_off.grad)
         assert loss is not None
         if self._front is None:
-            return loss, descent.gradients_of(self.network)
-        *gradients, loss = self.share.begin_sum([*descent.gradients_of(self._front), loss])()
-        return loss, [*gradients, *wait()]
+            descent.collect(self.network)
+            return loss
+        *sums_of_front, loss = self.share.begin_sum([*descent.collect(self._front), loss])()
+        descent.put(self._front, sums_of_front)
+        descent.put(self._back, sums_of_back())
+        return loss
 
     def _hidden(self, x: Tensor) -> Tensor | None:
         """What goes from the front of a network that is cut in two to its back."""

@@ -83,9 +83,11 @@ def test_the_first_process_alone_tells_and_writes(two: tuple[Path, list[str]]) -
 
 
 def test_rates_and_efficiency_of_a_round() -> None:
-    row = scaling.rates("elu18", 512, 2, [(10.0, 10.0), (10.0, 12.5), (10.24, 12.8)])
-    assert (row["images_per_second_of_one"], row["images_per_second"]) == (51200, 81920)
+    row = scaling.rates("elu18", 512, [(10.0, 10.0, 10.0), (10.0, 10.0, 12.5), (10.24, 10.24, 12.8)])
+    assert (row["images_per_second_alone"], row["images_per_second"]) == ([51200, 51200], 81920)
     assert (row["efficiency"], row["lowest_efficiency"], row["highest_efficiency"]) == (0.8, 0.8, 1.0)
+    # 100 and 50 images a second make 150; the slower one holds both up.
+    assert scaling.rates("elu18", 1, [(10.0, 20.0, 20.0)])["efficiency"] == pytest.approx(2 / 3, abs=1e-4)
 
 
 def test_a_process_alone_compares_with_itself_and_is_drawn(tmp_path: Path) -> None:
