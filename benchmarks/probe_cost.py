@@ -1,13 +1,20 @@
 """What does looking cost: the probe's two presets on three networks?
 
-    python benchmarks/probe_cost.py [--device cuda] [--networks mlp8 elu11 transformer] [--rounds 30] [--out DIR]
+    python benchmarks/probe_cost.py [--device cuda] [--networks mlp8 elu11 transformer] [--rounds 20] [--out DIR]
 
-``light`` watches a training: ten steps without a probe and ten with one that measures the first of them take turns.
-Every step is timed with the device idle before and after it. Its share is what the ten medians of the second kind add
-up to, above ten times the median of the first, the summing up included and the writing of a report not; its operators
-are those that torch dispatches in a measured step and not in another, its launches those of CUDA kernels. ``full``
-measures one batch besides: its price is stated in gradients, the time of one forward and backward pass of that batch,
-taken in turns with it. Medians and quartiles over the rounds; the first round of each is thrown away.
+``light`` watches a training: ten steps without a probe and ten with one that measures a step in their middle take
+turns, now the ones first and now the others. Each ten are timed as a training runs them: the device is idle before and
+after them, and waited for at no step between, or with --wait at each, as by a training that reads every loss. What the
+probe costs is the median over the rounds of the difference between the two, plus a pass's part of the summing up, which
+happens once in `WAITING` measured passes and is timed apart; the writing of a report is left out. A measured step takes
+what a step takes and the difference. Small networks, whose differences are small beside what a machine does besides,
+take as many rounds as fit into `SECONDS`. A probe's operators are those that torch dispatches in a measured step and
+not in another, its launches those of CUDA kernels.
+
+``full`` measures one batch besides: its price is stated in gradients, the time of one forward and backward pass of that
+batch, taken in turns with it.
+
+Medians and quartiles over the rounds; the first rounds of each are thrown away.
 """
 
 from __future__ import annotations
@@ -29,11 +36,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zeromean as zm
+from zeromean.diagnostics.history import WAITING
 from zeromean.lab.activation import parse
 from zeromean.lab.nets import NETWORKS, mlp
 from zeromean.lab.plan import device_facts, git_state
 
-EVERY = 10
+EVERY, MEASURED = 10, 5
+SECONDS = 6.0
+WARM = 3
 
 
 @dataclass(frozen=True)
@@ -153,37 +163,56 @@ def launches(work: Callable[[], object]) -> int:
     return sum(one.name.startswith(names) for one in found.events() or [])
 
 
-def light(subject: Subject, device: torch.device, rounds: int) -> dict[str, Any]:
-    """What ten steps take, without and with a probe on the first."""
+def light(subject: Subject, device: torch.device, rounds: int, wait: bool) -> dict[str, Any]:
+    """What ten steps take, without and with a probe on one of them."""
     optimizer = torch.optim.SGD(subject.model.parameters(), 1e-4)
-    probe = zm.probe(subject.model, every=EVERY)
 
     def step() -> None:
         optimizer.zero_grad()
         gradient(subject)
         optimizer.step()
+        if wait:
+            clock(device)
 
-    def block() -> list[float]:
-        return [timed(step, device) for _ in range(EVERY)]
+    def steps() -> None:
+        for _ in range(EVERY):
+            step()
 
-    plain, watched = [], []
-    for _ in range(rounds + 1):
-        plain.append(block())
+    def ten() -> float:
+        return timed(steps, device)
+
+    probe = zm.probe(subject.model, every=lambda step: step % EVERY == MEASURED)
+
+    def ten_watched() -> float:
         with probe:
-            watched.append(block())
-    summing_up = timed(probe.report, device) - timed(probe.report, device)  # the second finds nothing left to sum up
-    summary = max(0.0, summing_up) / len(watched)
-    usual = statistics.median(one for times in plain[1:] for one in times)
-    places = [statistics.median(times) for times in zip(*watched[1:], strict=True)]
-    shares = [(sum(b) - sum(a) + summary) / sum(a) for a, b in zip(plain[1:], watched[1:], strict=True)]
+            return ten()
+
+    for _ in range(WARM):
+        took = ten() + ten_watched()
+    turns = max(rounds, int(1000 * SECONDS / took))
+    pairs = [(ten(), ten_watched()) if turn % 2 else (ten_watched(), ten())[::-1] for turn in range(turns)]
+    plain = statistics.median(a for a, _ in pairs)
+    difference = statistics.median(b - a for a, b in pairs)
+    probe.report()
+    summary = summing_up(subject, step, device)
     return {
-        "milliseconds_step": usual,
-        "milliseconds_measured": places[0],
+        "milliseconds_step": plain / EVERY,
+        "milliseconds_measured": plain / EVERY + difference,
         "milliseconds_summing_up": summary,
-        "share_at_every_10th_step": (sum(places) + summary) / (EVERY * usual) - 1,
-        "spread": statistics.quantiles(shares, n=4)[::2],
-        "n": rounds,
+        "share_at_every_10th_step": (difference + summary) / plain,
+        "spread": [(one + summary) / plain for one in statistics.quantiles((b - a for a, b in pairs), n=4)[::2]],
+        "n": len(pairs),
+        "waits": wait,
     } | effort(subject, step, device)
+
+
+def summing_up(subject: Subject, step: Callable[[], None], device: torch.device) -> float:
+    """A pass's part of it, when as many wait as in a long training."""
+    with zm.probe(subject.model) as probe:
+        for _ in range(WAITING):
+            step()
+    first, second = timed(probe.report, device), timed(probe.report, device)  # the second finds nothing left to sum up
+    return max(0.0, first - second) / WAITING
 
 
 def effort(subject: Subject, step: Callable[[], None], device: torch.device) -> dict[str, int]:
@@ -219,7 +248,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--networks", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--presets", nargs="+", default=["light", "full"], choices=["light", "full"])
-    parser.add_argument("--rounds", type=int, default=30, help="of light; full takes a tenth")
+    parser.add_argument("--rounds", type=int, default=20, help="of light, at least; full takes a tenth")
+    parser.add_argument("--wait", action="store_true", help="light waits for the device after each step")
     parser.add_argument("--small", action="store_true", help="a trial: small batches, a small transformer")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -230,9 +260,11 @@ def main() -> None:
         made = SUBJECTS[name](options.small)
         subject = Subject(made.model.to(device), made.inputs.to(device), made.targets.to(device))
         for preset in options.presets:
-            rounds = options.rounds if preset == "light" else max(2, options.rounds // 10)
             started = time.perf_counter()
-            found = (light if preset == "light" else full)(subject, device, rounds)
+            if preset == "light":
+                found = light(subject, device, options.rounds, options.wait)
+            else:
+                found = full(subject, device, max(2, options.rounds // 10))
             parameters = sum(one.numel() for one in subject.model.parameters())
             facts = {"network": name, "preset": preset, "device": device.type, "parameters": parameters}
             shape = {"inputs": list(subject.inputs.shape), "small": options.small}

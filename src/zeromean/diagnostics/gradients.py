@@ -11,8 +11,8 @@ hears it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Gradients:
     """The gradients of one measured pass.
 
     Attributes:
-        norms: what was found, tensors without dimensions, with the layer and the quantity of each; several of one
+        norms: what was found: layers and quantities, and their norms, a vector where they are several; several of one
             where several backward passes ran.
 
     Args:
@@ -39,13 +39,12 @@ class Gradients:
     """
 
     def __init__(self, trusted: set[str], *, first: bool) -> None:
-        self.norms: list[tuple[tuple[Key, ...], Sequence[Tensor]]] = []
+        self.norms: list[tuple[tuple[Key, ...], Tensor]] = []
         self._trusted = trusted
         self._first = first
         self._handles: list[RemovableHandle] = []
         self._hung: list[dict[int, Callable[[Tensor], Tensor | None]]] = []
-        self._weights: list[tuple[str, Tensor]] = []
-        self._fresh: list[tuple[str, Tensor]] = []
+        self._weights: list[tuple[Key, Tensor]] = []
         self._held: list[tuple[Key, Tensor, int]] = []
         self._heard: dict[str, int] = {}
         self._size = 0
@@ -56,24 +55,27 @@ class Gradients:
         """Whether any has."""
         return self._queued or bool(self.norms)
 
-    def of_output(self, name: str, y: Tensor) -> None:
+    def of_output(self, key: Key, y: Tensor) -> None:
         """Listen to an output's."""
-        self._listen((name, "output_gradient"), y)
 
-    def of_weight(self, name: str, weight: Tensor, *, announced: bool) -> None:
+        def hear(gradient: Tensor) -> None:
+            self._hear(key, gradient, gradient)
+
+        self._hang(y, hear)
+
+    def of_weight(self, key: Key, weight: Tensor, *, announced: bool) -> None:
         """Listen to a weight's.
 
         Args:
-            name: of its layer.
+            key: of its layer.
             weight: to listen to.
             announced: whether the gradient of the layer's output, which comes before it, is listened to.
         """
-        if announced and not self._first and name in self._trusted:
-            self._weights.append((name, weight))
-            return
-        if self._first:
-            self._fresh.append((name, weight))
-        self._listen((name, "weight_gradient"), weight)
+        trusted = announced and not self._first and key[0] in self._trusted
+        if trusted or self._first:
+            self._weights.append((key, weight))
+        if not trusted:
+            self._listen(key, weight)
 
     def end(self) -> None:
         """Remove the hooks, and measure what a backward pass that failed has left."""
@@ -84,49 +86,46 @@ class Gradients:
         if self._queued:
             self._finish()
 
-    def _listen(self, key: Key, tensor: Tensor) -> None:
-        def hear(gradient: Tensor) -> Tensor | None:
-            if not self._queued:
-                self._begin()
-            if self._first and key[1] == "weight_gradient":
+    def _listen(self, key: Key, weight: Tensor) -> None:
+        def hear(gradient: Tensor) -> None:
+            if self._first:
                 self._heard[key[0]] = 0 if gradient.is_sparse else gradient.data_ptr()
-            if gradient.is_sparse or not self._holds(gradient):
-                self._measure(((key, gradient),))
-            else:  # an alias, since the engine copies a gradient that somebody else holds
-                alias = gradient.detach() if key[1] == "weight_gradient" else gradient
-                self._held.append((key, alias, gradient._version))
-            return None
+            # An alias, since the engine copies a gradient that somebody else holds.
+            self._hear(key, gradient, gradient.detach())
 
-        self._hang(tensor, hear)
+        self._hang(weight, hear)
+
+    def _hear(self, key: Key, gradient: Tensor, alias: Tensor) -> None:
+        if not self._queued:
+            self._begin()
+        size = gradient.numel()
+        most = HELD_ON_CUDA if gradient.is_cuda else HELD
+        if size <= most and self._size + size <= TOGETHER and not gradient.is_sparse:
+            self._size += size
+            self._held.append((key, alias, gradient._version))
+        else:
+            self._measure([(key, gradient)])
 
     def _hang(self, tensor: Tensor, hear: Callable[[Tensor], Tensor | None]) -> None:
         """As `Tensor.register_hook` does, without a handle, which takes most of its time."""
-        if type(tensor) is not Tensor or tensor._backward_hooks is not None or tensor.grad_fn is None:
+        if type(tensor) is not Tensor or tensor._backward_hooks is not None or (node := tensor.grad_fn) is None:
             self._handles.append(tensor.register_hook(hear))
             return
         hooks: dict[int, Callable[[Tensor], Tensor | None]] = OrderedDict()
         tensor._backward_hooks = hooks
-        tensor.grad_fn._register_hook_dict(tensor)
+        node._register_hook_dict(tensor)
         hooks[_KEY] = hear
         self._hung.append(hooks)
-
-    def _holds(self, gradient: Tensor) -> bool:
-        size = gradient.numel()
-        if size > (HELD_ON_CUDA if gradient.is_cuda else HELD) or self._size + size > TOGETHER:
-            return False
-        self._size += size
-        return True
 
     def _begin(self) -> None:
         """The first gradient of a backward pass: those of weights are still to come."""
         self._queued = True
         if not self._first:
-            self._fresh = [(name, weight) for name, weight in self._weights if weight.grad is None]
-            if len(self._fresh) < len(self._weights):
-                for name, weight in self._weights:
-                    if weight.grad is not None:
-                        self._listen((name, "weight_gradient"), weight)
-                self._weights = self._fresh
+            taken = [(key, weight) for key, weight in self._weights if weight.grad is not None]
+            if taken:
+                self._weights = [(key, weight) for key, weight in self._weights if weight.grad is None]
+                for key, weight in taken:
+                    self._listen(key, weight)
         torch.autograd.Variable._execution_engine.queue_callback(self._finish)
 
     def _finish(self) -> None:
@@ -134,37 +133,31 @@ class Gradients:
             return
         self._queued = False
         held, self._held, self._size = self._held, [], 0
-        found: list[tuple[Key, Tensor]] = [(key, one) for key, one, version in held if one._version == version]
+        found = [(key, one) for key, one, written in held if one._version == written]
         if self._first:
             self._learn()
         else:
-            found += [
-                ((name, "weight_gradient"), grad) for name, weight in self._fresh if (grad := weight.grad) is not None
-            ]
+            found += [(key, gradient) for key, weight in self._weights if (gradient := weight.grad) is not None]
         self._measure(found)
 
     def _learn(self) -> None:
         """Trust the weights in whose ``.grad`` lies what their hook heard, by the place in memory."""
         self._trusted |= {
             name
-            for name, weight in self._fresh
+            for (name, _), weight in self._weights
             if weight.grad is not None and self._heard.get(name) == weight.grad.data_ptr()
         }
 
     def _measure(self, found: Sequence[tuple[Key, Tensor]]) -> None:
+        """Those of one type and device by one operator."""
+        kinds = {(one.dtype, one.device) for _, one in found}
         with torch.no_grad():
-            for alike in _alike(found):
-                tensors = [one for _, one in alike]
+            for kind in kinds:
+                alike = found if len(kinds) == 1 else [one for one in found if (one[1].dtype, one[1].device) == kind]
+                keys, tensors = zip(*alike, strict=True)
+                wide = torch.float64 if kind[0] is torch.float64 else torch.float32
                 if len(tensors) == 1:
-                    sizes: Sequence[Tensor] = (torch.linalg.vector_norm(tensors[0], dtype=torch.float32),)
-                else:
-                    sizes = torch._foreach_norm(tensors, 2, dtype=torch.float32)
-                self.norms.append((tuple(key for key, _ in alike), sizes))
-
-
-def _alike(found: Sequence[tuple[Key, Tensor]]) -> Iterator[list[tuple[Key, Tensor]]]:
-    """Of one type and device."""
-    groups: dict[Any, list[tuple[Key, Tensor]]] = {}
-    for one in found:
-        groups.setdefault((one[1].dtype, one[1].device), []).append(one)
-    yield from groups.values()
+                    sizes = torch.linalg.vector_norm(tensors[0], dtype=wide)
+                else:  # one tensor, since many that stay alive keep the memory's keepers busy
+                    sizes = torch.stack(torch._foreach_norm(tensors, 2, dtype=wide))
+                self.norms.append((keys, sizes.float()))

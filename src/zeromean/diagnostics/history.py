@@ -14,12 +14,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeromean.diagnostics.gradients import Key
 from zeromean.diagnostics.light import Pass, Seen
 from zeromean.diagnostics.report import LayerReport, Values
 from zeromean.diagnostics.together import Layout
 
 WAITING = 64
 MOST_OF_THE_BATCH = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What is kept of a pass until it is summed up.
+
+    Attributes:
+        step: when.
+        layout: by which layers were measured together.
+        seen: the other layers.
+        tensors: results of the layout, and the values of the other layers.
+        gradients: whose norms were found.
+        norms: those norms.
+    """
+
+    step: int
+    layout: Layout | None
+    seen: tuple[Seen, ...]
+    tensors: list[Tensor]
+    gradients: tuple[Key, ...]
+    norms: list[Tensor]
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What passes whose tensors can lie side by side have in common."""
+        of_seen = (
+            (one.name, one.samples, one.notes, *((key, x.shape, x.dtype, x.device) for key, x in one.of_units.items()))
+            for one in self.seen
+        )
+        return (self.layout, *of_seen)
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """What a layer showed in some passes: values ``[passes, units]`` of each quantity, and its last call."""
+
+    seen: Seen
+    steps: Sequence[int]
+    of_units: Mapping[str, Tensor]
+
+
+_Rows = list[tuple[str, Sequence[int]]]
+"""Names of layers, and the steps for which there are values."""
 
 
 class History:
@@ -31,23 +75,30 @@ class History:
 
     def __init__(self) -> None:
         self.steps: list[int] = []
-        self._waiting: list[tuple[int, Pass]] = []
+        self._waiting: list[_Waiting] = []
+        self._summed_up: list[tuple[_Rows, dict[str, Tensor]]] = []
+        self._norms: list[tuple[tuple[Key, ...], list[int], Tensor]] = []
         self._series: dict[str, dict[str, dict[int, float]]] = {}
         self._last: dict[str, tuple[int, Seen]] = {}
         self._units: dict[str, dict[str, Values]] = {}
 
     def add(self, step: int, measured: Pass) -> None:
-        """Take in a pass; its gradients may still be on their way."""
+        """Take in a pass whose gradients have arrived."""
         self.steps.append(step)
         if len(self._waiting) >= WAITING:
-            self._summarise()
-        self._waiting.append((step, measured))
+            self._sum_up()
+        packed, seen, found = measured.packed, tuple(measured.seen.values()), measured.gradients.norms
+        tensors = [*packed.results] if packed is not None else []
+        tensors += [values for one in seen for values in one.of_units.values()]
+        layout = None if packed is None else packed.layout
+        gradients = tuple(key for keys, _ in found for key in keys)
+        self._waiting.append(_Waiting(step, layout, seen, tensors, gradients, [sizes for _, sizes in found]))
 
     def add_values(self, step: int, values: Mapping[str, Mapping[str, float]]) -> None:
         """Take in numbers of layers that were found otherwise."""
         for name, numbers in values.items():
             for quantity, value in numbers.items():
-                self._series.setdefault(name, {}).setdefault(quantity, {})[step] = value
+                self._of(name, quantity)[step] = value
 
     def add_units(self, values: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take in values of single units, of the last pass."""
@@ -55,7 +106,8 @@ class History:
 
     def layers(self) -> tuple[LayerReport, ...]:
         """Every layer that was seen, in the order of the first pass."""
-        self._summarise()
+        self._sum_up()
+        self._write_down()
         return tuple(self._layer(seen) for _, seen in self._last.values() if "mean" in seen.of_units)
 
     def _layer(self, seen: Seen) -> LayerReport:
@@ -76,30 +128,26 @@ class History:
             | self._units.get(seen.name, {}),
         )
 
-    def _summarise(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        found = iter(_fetched([one for _, measured in waiting for one in _tensors(measured)]))
-        calls: list[_Calls] = []
-        packed: dict[Layout, list[tuple[int, list[Tensor]]]] = {}
-        for step, measured in waiting:
-            for one in measured.seen.values():
-                one.of_units = {name: next(found) for name in one.of_units}
-                calls.append(_Calls(one, [step], {name: values[None] for name, values in one.of_units.items()}))
-            if measured.packed is not None:
-                of_pass = [next(found) for _ in measured.packed.results]
-                packed.setdefault(measured.packed.layout, []).append((step, of_pass))
-        for layout, passes in packed.items():
-            calls += _unpacked(layout, *zip(*passes, strict=True))
-        self._add_calls(calls)
-        self._add_norms(waiting)
-        for name in {one.seen.name for one in calls}:  # so that the numbers of all passes are let go
-            last = self._last[name][1]
-            last.of_units = {key: values.clone() for key, values in last.of_units.items()}
+    def _of(self, name: str, quantity: str) -> dict[int, float]:
+        return self._series.setdefault(name, {}).setdefault(quantity, {})
 
-    def _add_calls(self, calls: Sequence[_Calls]) -> None:
-        """Sum up calls, those with as many units of the same quantities together."""
+    def _sum_up(self) -> None:
+        """Keep a few numbers of each layer, and let the tensors go."""
+        waiting, self._waiting = self._waiting, []
+        alike: dict[Any, list[_Waiting]] = {}
+        for one in waiting:
+            alike.setdefault(one.form, []).append(one)
+        self._sum_up_calls([one for passes in alike.values() for one in _calls(passes)])
+        with_norms: dict[tuple[Key, ...], list[_Waiting]] = {}
+        for one in waiting:
+            with_norms.setdefault(one.gradients, []).append(one)
+        for gradients, passes in with_norms.items():
+            if gradients:
+                sizes = torch.cat(_fetched([one.norms for one in passes]), 1)
+                self._norms.append((gradients, [one.step for one in passes], sizes))
+
+    def _sum_up_calls(self, calls: Sequence[_Calls]) -> None:
+        """Those with as many units of the same quantities together."""
         alike: dict[tuple[Any, ...], list[_Calls]] = {}
         for one in calls:
             name, step = one.seen.name, one.steps[-1]
@@ -109,72 +157,66 @@ class History:
         for group in alike.values():
             stacked = {key: torch.cat([one.of_units[key] for one in group]) for key in group[0].of_units}
             samples = [one.seen.samples for one in group for _ in one.steps]
-            for quantity, values in _of_layer(stacked, samples).items():
-                plain, start = values.tolist(), 0
-                for one in group:
-                    stop = start + len(one.steps)
-                    series = self._series.setdefault(one.seen.name, {}).setdefault(quantity, {})
-                    series.update(zip(one.steps, plain[start:stop], strict=True))
-                    start = stop
+            self._summed_up.append(([(one.seen.name, one.steps) for one in group], _of_layer(stacked, samples)))
 
-    def _add_norms(self, waiting: Sequence[tuple[int, Pass]]) -> None:
-        """Of several backward passes, the root of the sum of squares."""
-        found = [(step, keys, sizes) for step, measured in waiting for keys, sizes in measured.gradients.norms]
-        keys = [(step, *key) for step, of, _ in found for key in of]
-        together = _brought([one for _, _, sizes in found for one in sizes])
-        for (step, name, quantity), size in zip(keys, together, strict=True):
-            values = self._series.setdefault(name, {}).setdefault(quantity, {})
-            values[step] = math.hypot(values[step], size) if step in values else size
-
-
-@dataclass(frozen=True)
-class _Calls:
-    """What a layer showed in some passes: values ``[passes, units]`` of each quantity, and its last call."""
-
-    seen: Seen
-    steps: Sequence[int]
-    of_units: Mapping[str, Tensor]
+    def _write_down(self) -> None:
+        """Sort what was summed up by layers, quantities and steps."""
+        summed_up, self._summed_up = self._summed_up, []
+        for rows, found in summed_up:
+            for quantity, values in found.items():
+                plain = iter(values.tolist())
+                for name, steps in rows:
+                    self._of(name, quantity).update({step: next(plain) for step in steps})
+        norms, self._norms = self._norms, []
+        for gradients, steps, sizes in norms:
+            for step, row in zip(steps, sizes.tolist(), strict=True):
+                for (name, quantity), size in _of_all_passes(gradients, row).items():
+                    self._of(name, quantity)[step] = size
 
 
-def _tensors(measured: Pass) -> Iterator[Tensor]:
-    """All that a pass left on its device."""
-    for one in measured.seen.values():
-        yield from one.of_units.values()
-    if measured.packed is not None:
-        yield from measured.packed.results
+def _of_all_passes(gradients: Sequence[Key], norms: Sequence[float]) -> dict[Key, float]:
+    """Of several backward passes, the root of the sum of squares."""
+    found: dict[Key, float] = {}
+    for key, size in zip(gradients, norms, strict=True):
+        found[key] = math.hypot(found[key], size) if key in found else size
+    return found
 
 
-def _brought(numbers: Sequence[Tensor]) -> list[float]:
-    """Bring float32 tensors without dimensions to the CPU, those of one device in one transfer."""
-    places: dict[torch.device, list[int]] = {}
-    for place, one in enumerate(numbers):
-        places.setdefault(one.device, []).append(place)
-    found: dict[int, float] = {}
-    for of in places.values():
-        found |= zip(of, torch.stack([numbers[place] for place in of]).tolist(), strict=True)
-    return [found[place] for place in range(len(numbers))]
+def _calls(passes: Sequence[_Waiting]) -> Iterator[_Calls]:
+    """Cut the layers' numbers out of the tensors of passes that are alike."""
+    first, steps = passes[0], [one.step for one in passes]
+    columns = _fetched([one.tensors for one in passes])
+    layout = first.layout
+    if layout is not None:
+        results, columns = columns[: layout.results], columns[layout.results :]
+        results = [one.float() for one in layout.finish(results)]
+        last = [one[-1].clone() for one in results]
+        for told in layout.told:
+            of_last = {name: last[which][start:stop] for name, (which, start, stop) in told.places.items()}
+            seen = Seen(told.name, told.kind, told.role, told.samples, told.weights, told.notes, of_last)
+            of_all = {name: results[which][:, start:stop] for name, (which, start, stop) in told.places.items()}
+            yield _Calls(seen, steps, of_all)
+    found = iter(columns)
+    for one in passes[-1].seen:
+        of_units = {name: next(found) for name in one.of_units}
+        one.of_units = {name: values[-1].clone() for name, values in of_units.items()}
+        yield _Calls(one, steps, of_units)
 
 
-def _fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Bring tensors to the CPU as vectors, those of one type and device in one transfer."""
+def _fetched(passes: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Bring the tensors of passes that are alike to the CPU, each ``[P, numbers]``.
+
+    Those of one type and device come in one transfer.
+    """
     alike: dict[Any, list[int]] = {}
-    for place, one in enumerate(tensors):
+    for place, one in enumerate(passes[0]):
         alike.setdefault((one.dtype, one.device), []).append(place)
     found: dict[int, Tensor] = {}
     for places in alike.values():
-        rows = [tensors[place].flatten() for place in places]
-        found |= zip(places, torch.cat(rows).cpu().split([len(row) for row in rows]), strict=True)
-    return [found[place] for place in range(len(tensors))]
-
-
-def _unpacked(layout: Layout, steps: Sequence[int], passes: Sequence[Sequence[Tensor]]) -> Iterator[_Calls]:
-    """Cut the layers' numbers out of the results of passes."""
-    results = layout.finish([torch.stack(same) for same in zip(*passes, strict=True)])
-    for told in layout.told:
-        stacked = {name: results[which][:, start:stop].float() for name, (which, start, stop) in told.places.items()}
-        last = {name: values[-1] for name, values in stacked.items()}
-        seen = Seen(told.name, told.kind, told.role, told.samples, told.weights, told.notes, last)
-        yield _Calls(seen, steps, stacked)
+        sizes = [passes[0][place].numel() for place in places]
+        together = torch.cat([of[place].flatten() for of in passes for place in places]).cpu()
+        found |= zip(places, together.view(len(passes), -1).split(sizes, 1), strict=True)
+    return [found[place] for place in range(len(passes[0]))]
 
 
 def _of_layer(stacked: Mapping[str, Tensor], samples: Sequence[int]) -> dict[str, Tensor]:

@@ -9,15 +9,16 @@ tensors nothing overwrote in the first pass wait in the later ones until the for
 2^15 numbers a layer and 2^20 in all on a CPU, and on a GPU, which runs an operator on a hundred times as many in the
 time that it takes to start one, up to 2^23 and 2^25: at most 4 or 128 MiB in float32, most of which the backward pass
 keeps anyway, and inputs that no other layer made. One that is overwritten after all is not read in that pass. The
-larger ones are measured at once.
+larger ones are measured at once. Of a pass in which all wait, hooks take notes only; one that repeats the pass before
+it (`zeromean.diagnostics.routine`) is measured as that was.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +27,9 @@ from torch.utils.hooks import RemovableHandle
 from zeromean.diagnostics.gradients import Gradients
 from zeromean.diagnostics.layers import Layer, Role, keeps_input, unit_dimension
 from zeromean.diagnostics.moments import count_names, counts, moments
+from zeromean.diagnostics.routine import Note, Routine
 from zeromean.diagnostics.tails import Tails, tails
-from zeromean.diagnostics.together import (
-    Layout,
-    Packed,
-    Rooms,
-    Sight,
-    facts,
-    form,
-    is_small,
-    most_together,
-    version,
-)
+from zeromean.diagnostics.together import ON_CPU, ON_CUDA, Layout, Packed, Rooms, Sight, facts, flat, form, version
 from zeromean.diagnostics.unseen import FunctionalCalls
 
 GROUPED = frozenset({"cpu", "cuda"})
@@ -79,6 +71,7 @@ class Learned:
         trusted: names of layers whose weight's gradient is found in ``.grad``.
         layouts: by the form of the calls that they serve.
         rooms: for layouts to work in.
+        routine: the calls of the last pass, if all of them waited.
         hooks: of passes behind the first, and what they depend on: making them takes longer than hanging them up.
         running: the pass whose hooks hang.
         key: of all hooks.
@@ -88,7 +81,8 @@ class Learned:
     trusted: set[str] = field(default_factory=set)
     layouts: dict[Any, Layout] = field(default_factory=dict)
     rooms: Rooms = field(default_factory=Rooms)
-    hooks: tuple[list[_Hooks], tuple[Any, ...]] | None = None
+    routine: Routine | None = None
+    hooks: tuple[list[_Hooks], list[Any]] | None = None
     running: Pass | None = None
     key: int = field(default_factory=lambda: RemovableHandle(OrderedDict()).id)
 
@@ -121,7 +115,7 @@ class Pass:
 
     def __init__(
         self,
-        layers: Iterable[Layer],
+        layers: Sequence[Layer],
         known_tails: Mapping[str, Tails],
         learned: Learned,
         *,
@@ -140,10 +134,11 @@ class Pass:
         self._calls: dict[str, int] = {}
         self._before: tuple[Layer, int] | None = None
         self._last: tuple[Tensor, tuple[int, int], tuple[Tensor, Tensor]] | None = None
+        self._notes: list[Note] = []
         self._waiting: list[Sight] = []
         self._held = 0
         self._entered: dict[str, dict[str, Tensor]] = {}
-        self._hooked: list[nn.Module] = []
+        self._hooked: list[_Hooks] = []
 
     def begin(self) -> None:
         """Register the forward hooks, as `register_forward_hook` does, with one key for all and no handles."""
@@ -152,7 +147,7 @@ class Pass:
         try:
             for one in self._hooks():
                 module = one.module
-                self._hooked.append(module)
+                self._hooked.append(one)
                 if one.enter is not None:
                     module._forward_pre_hooks[key] = one.enter
                     module._forward_pre_hooks_with_kwargs[key] = True
@@ -168,7 +163,7 @@ class Pass:
         """Those of earlier passes, if no module was told meanwhile to work in place, or not to."""
         if self._first or self.functional:
             return [self._made(layer) for layer in self._layers]
-        in_place = tuple([layer.module.__dict__.get("inplace") for layer in self._layers])
+        in_place = [layer.module.__dict__.get("inplace") for layer in self._layers if layer.role == "activation"]
         if self._learned.hooks is None or self._learned.hooks[1] != in_place:
             self._learned.hooks = [self._made(layer) for layer in self._layers], in_place
         return self._learned.hooks[0]
@@ -187,16 +182,27 @@ class Pass:
             assert learned.running is not None
             learned.running._leave(layer, first_tensor(args or kwargs), first_tensor(output), early, may_wait)
 
-        return _Hooks(layer.module, enter if early else None, leave)
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            """For what waits anyway: as short as it can be, since every layer pays for it within the pass."""
+            running = learned.running
+            assert running is not None
+            if args and type(x := args[0]) is type(output) is Tensor and running._takes(x, output):
+                running._notes.append((layer, x, output, x._version, output._version))
+            else:
+                leave(module, args, kwargs, output)
+
+        noted = may_wait and layer.role != "other" and not self._first and not early
+        return _Hooks(layer.module, enter if early else None, note if noted else leave)
 
     def _unhook(self) -> None:
         hooked, self._hooked, key = self._hooked, [], self._learned.key
         if self._learned.running is self:
             self._learned.running = None
-        for module in hooked:
+        for one in hooked:
+            module = one.module
             module._forward_hooks.pop(key, None)
             module._forward_hooks_with_kwargs.pop(key, None)
-            if module._forward_pre_hooks:
+            if one.enter is not None:
                 module._forward_pre_hooks.pop(key, None)
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
@@ -204,16 +210,37 @@ class Pass:
         """Remove the forward hooks and measure what waits; the hooks that wait for gradients stay."""
         if self.functional:
             self.functional.close()
-        self._unhook()
+        if self._hooked:
+            self._unhook()
+            if not self._repeats():
+                self._look_closer()
+
+    def _repeats(self) -> bool:
+        """Measure what was noted, if it is what an earlier pass showed."""
+        routine = self._learned.routine
+        if routine is None or self._calls or (tensors := routine.tensors(self._notes)) is None:
+            return False
+        self._notes = []
+        self.packed = routine.layout.run(tensors)
+        for key, place in routine.outputs:
+            self.gradients.of_output(key, tensors[place])
+        for key, parameters, announced in routine.weights:
+            self.gradients.of_weight(key, cast(Tensor, parameters["weight"]), announced=announced)
+        return True
+
+    def _look_closer(self) -> None:
+        all_noted = not self._calls
+        self._read_notes()
         waiting, self._waiting = self._waiting, []
         if self._first and not self.gradients.arrived:
             self._learned.calm |= {one.layer.name for one in waiting}
             self._learned.calm -= {one.layer.name for one in waiting if not self._is_calm(one)}
         elif waiting and not self._first:
             unchanged = [one for one in waiting if one.unchanged]
-            if len(unchanged) < len(waiting):
-                self.refused |= {one.name: OVERWRITTEN for one in waiting if not one.unchanged}
-            self._measure_together(unchanged)
+            self.refused |= {one.name: OVERWRITTEN for one in waiting if not one.unchanged}
+            layout = self._measure_together(unchanged)
+            if all_noted and not self.refused:
+                self._learned.routine = Routine(unchanged, layout)
         self._last = None
 
     def end(self) -> None:
@@ -239,21 +266,21 @@ class Pass:
         self._entered[self._name(layer)] = self._counts(layer, x, self._before)
 
     def _leave(self, layer: Layer, x: Tensor | None, y: Tensor | None, entered: bool, may_wait: bool) -> None:
+        self._read_notes()
         functional, calls = self.functional, self._calls
         if functional and layer.role == "activation":
             functional.inside -= 1
         if not entered:
             calls[layer.name] = calls.get(layer.name, 0) + 1
-        name = self._name(layer)
-        if y is None or y.numel() == 0 or y.ndim == 0:
-            self.refused[name] = "its output holds no floating-point numbers, or no units"
+        sight = self._sight(layer, x, y, version(x), version(y))
+        if sight is None:
             return
-        sight = Sight(layer, name, x, y, version(x), version(y), self._before)
-        if layer.role == "unit":
-            self._before = (layer, y.ndim)
-            if functional:
-                functional.place = name
-        if not may_wait or not self._waits(sight):
+        if functional and layer.role == "unit":
+            functional.place = sight.name
+        waits = may_wait and self._takes(x, sight.y)
+        if waits:
+            self._waiting.append(sight)
+        if self._first or not waits:
             self._measure(sight)
 
     def _name(self, layer: Layer) -> str:
@@ -261,25 +288,45 @@ class Pass:
         call = self._calls[layer.name]
         return layer.name if call == 1 else f"{layer.name}#{call}"
 
-    def _waits(self, sight: Sight) -> bool:
-        """Whether to measure it later; in the first pass, nothing is, but what could be is looked at again."""
-        size = self._held + sight.y.numel()
-        if not is_small(sight.y) or size > most_together(sight.y) or sight.x_written < 0 or sight.y_written < 0:
+    def _takes(self, x: Tensor | None, y: Tensor) -> bool:
+        """Whether to measure a call later; in the first pass, what could be is looked at again."""
+        most, most_together = ON_CUDA if y.is_cuda else ON_CPU
+        held = self._held + (size := y.numel())
+        if size > most or held > most_together or y.is_inference() or (x is not None and x.is_inference()):
             return False
-        self._waiting.append(sight)
-        self._held = size
-        return not self._first
+        self._held = held
+        return True
 
-    def _measure_together(self, sights: Sequence[Sight]) -> None:
+    def _read_notes(self) -> None:
+        """Make sights of what hooks took note of."""
+        notes, self._notes = self._notes, []
+        for layer, x, y, x_written, y_written in notes:
+            self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
+            if (sight := self._sight(layer, first_tensor(x), first_tensor(y), x_written, y_written)) is not None:
+                self._waiting.append(sight)
+
+    def _sight(self, layer: Layer, x: Tensor | None, y: Tensor | None, x_written: int, y_written: int) -> Sight | None:
+        """Of the present call."""
+        name = self._name(layer)
+        if y is None or y.numel() == 0 or y.ndim == 0:
+            self.refused[name] = "its output holds no floating-point numbers, or no units"
+            return None
+        sight = Sight(layer, name, x, y, x_written, y_written, self._before)
+        if layer.role == "unit":
+            self._before = (layer, y.ndim)
+        return sight
+
+    def _measure_together(self, sights: Sequence[Sight]) -> Layout:
         looks = form(sights)
         layout = self._learned.layouts.get(looks)
         if layout is None:
             if len(self._learned.layouts) >= MOST_LAYOUTS:
                 self._learned.layouts.clear()
             layout = self._learned.layouts[looks] = Layout(sights, self._tails, GROUPED, self._learned.rooms)
-        self.packed = layout.run(sights)
+        self.packed = layout.run(flat(sights))
         for one in sights:
             self._listen(one)
+        return layout
 
     @torch.no_grad()
     def _measure(self, sight: Sight) -> None:
@@ -315,10 +362,10 @@ class Pass:
         """A weight that two calls share is heard once."""
         announced = sight.y.requires_grad and sight.layer.role != "activation"
         if announced:
-            self.gradients.of_output(sight.name, sight.y)
+            self.gradients.of_output((sight.name, "output_gradient"), sight.y)
         weight = sight.layer.module._parameters.get("weight")
         if weight is not None and weight.requires_grad and sight.y.requires_grad and "#" not in sight.name:
-            self.gradients.of_weight(sight.name, weight, announced=announced)
+            self.gradients.of_weight((sight.name, "weight_gradient"), weight, announced=announced)
 
 
 def first_tensor(value: Any) -> Tensor | None:

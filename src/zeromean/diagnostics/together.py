@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from zeromean.diagnostics.tails import Tails, tails
 Place = tuple[int, int, int]
 """Which result, and from which of its numbers to which."""
 
-SMALL, SMALL_ON_CUDA = 2**15, 2**23
-TOGETHER, TOGETHER_ON_CUDA = 2**20, 2**25
+ON_CPU, ON_CUDA = (2**15, 2**20), (2**23, 2**25)
+"""How many numbers a call may have to wait for others, and how many all that wait."""
 FOLDS = sys.platform != "win32"
 """Whether torch.segment_reduce is there: some builds for CUDA on Windows leave it out."""
 
@@ -57,6 +58,10 @@ class Sight:
         return self.x_written == version(self.x) and self.y_written == version(self.y)
 
 
+Tensors = Sequence[Tensor | None]
+"""What went through a row of calls: each one's input and output, one call after the other."""
+
+
 @dataclass(frozen=True)
 class Told:
     """What a pass says of a layer without looking at a number; see `zeromean.diagnostics.light.Seen`."""
@@ -86,43 +91,37 @@ class _Member:
     """A tensor of a call, and how it is seen as ``[rows, units x positions]`` beside others.
 
     Attributes:
-        place: of the call.
-        of_input: whether it is the call's input.
+        place: among `Tensors`.
         dimension: of the units.
         rows: in front of them.
         units: how many.
         positions: behind each unit, as in the maps of a convolution.
         turned: whether the units run fastest in memory, though they are dimension 1.
+        plain: whether that is what it is.
     """
 
     place: int
-    of_input: bool
     dimension: int
     rows: int
     units: int
     positions: int
     turned: bool
+    plain: bool
 
-    def of(self, sights: Sequence[Sight]) -> Tensor:
-        """The tensor as it is."""
-        sight = sights[self.place]
-        found = sight.x if self.of_input else sight.y
-        assert found is not None
-        return found
-
-    def flat(self, sights: Sequence[Sight]) -> Tensor:
+    def flat(self, tensors: Tensors) -> Tensor:
         """The tensor as it is seen beside others."""
-        x = self.of(sights)
-        if x.ndim == 2 and self.dimension == 1:
+        x = tensors[self.place]
+        assert x is not None
+        if self.plain:
             return x
         return (x.movedim(1, -1) if self.turned else x).reshape(self.rows, -1)
 
 
-def _member(place: int, of_input: bool, x: Tensor, dimension: int) -> _Member:
+def _member(place: int, x: Tensor, dimension: int) -> _Member:
     before, units, behind = math.prod(x.shape[:dimension]), x.shape[dimension], math.prod(x.shape[dimension + 1 :])
     turned = dimension == 1 and behind > 1 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
     rows, positions = (before * behind, 1) if turned else (before, behind)
-    return _Member(place, of_input, dimension, rows, units, positions, turned)
+    return _Member(place, dimension, rows, units, positions, turned, plain=x.ndim == 2 and dimension == 1)
 
 
 @dataclass(frozen=True)
@@ -162,11 +161,10 @@ class _Fold:
         return both.flatten(1)
 
 
-@dataclass(frozen=True)
 class _Job:
     """Tensors of calls, measured side by side: moments, or counts where there is an activation.
 
-    Attributes:
+    Args:
         members: the tensors.
         activation: whose counts.
         fold: where there are several positions a unit.
@@ -174,35 +172,40 @@ class _Job:
         within: jobs on some of these tensors, with the first and last column of those, which lie side by side.
     """
 
-    members: tuple[_Member, ...]
-    activation: Tails | nn.Module | None
-    fold: _Fold | None
-    rooms: Rooms
-    within: tuple[tuple[int, int, _Job], ...] = ()
+    def __init__(
+        self,
+        members: Sequence[_Member],
+        activation: Tails | nn.Module | None,
+        fold: _Fold | None,
+        rooms: Rooms,
+        within: Sequence[tuple[int, int, _Job]] = (),
+    ) -> None:
+        self._members = members
+        self._activation = activation
+        self._fold = fold
+        self._rooms = rooms
+        self._within = within
+        self._picked = itemgetter(*(one.place for one in members))
+        self._plain = all(one.plain for one in members)
+        self._shape = (members[0].rows, sum(one.units * one.positions for one in members))
 
-    def run(self, sights: Sequence[Sight]) -> list[Tensor]:
-        first = self.members[0]
-        if len(self.members) == 1:
-            return self._measure(first.of(sights), first.dimension)
-        rows = [one.flat(sights) for one in self.members]
-        whole = torch.cat(rows, 1, out=self._room(rows))
+    def run(self, tensors: Tensors) -> list[Tensor]:
+        if len(self._members) == 1:
+            return self._measure(self._picked(tensors), self._members[0].dimension)
+        rows = self._picked(tensors) if self._plain else [one.flat(tensors) for one in self._members]
+        whole = torch.cat(rows, 1, out=None if rows[0].is_cuda else self._rooms[rows[0].dtype].resize_(self._shape))
         found = self._measure(whole, 1)
-        for start, stop, job in self.within:
+        for start, stop, job in self._within:
             found += job._measure(whole[:, start:stop], 1)
         return found
 
     def _measure(self, whole: Tensor, dimension: int) -> list[Tensor]:
-        if self.activation is None:
+        if self._activation is None:
             mean, variance = moments(whole, dimension)
-            return [mean, variance] if self.fold is None else [self.fold.moments(mean, variance)]
-        limits = tails(self.activation) if isinstance(self.activation, nn.Module) else self.activation
-        numbers = counts(whole, dimension, limits, room=self.rooms[torch.bool] if whole.is_cpu else None)
-        return [numbers if self.fold is None else self.fold.sums(numbers)]
-
-    def _room(self, rows: Sequence[Tensor]) -> Tensor | None:
-        if rows[0].is_cuda:
-            return None
-        return self.rooms[rows[0].dtype].resize_(len(rows[0]), sum(x.shape[1] for x in rows))
+            return [mean, variance] if self._fold is None else [self._fold.moments(mean, variance)]
+        limits = tails(self._activation) if isinstance(self._activation, nn.Module) else self._activation
+        numbers = counts(whole, dimension, limits, room=self._rooms[torch.bool] if whole.is_cpu else None)
+        return [numbers if self._fold is None else self._fold.sums(numbers)]
 
 
 _Group = dict[tuple[int, int, "Tails | nn.Module | None"], tuple[_Member, torch.device]]
@@ -222,6 +225,7 @@ class Layout:
 
     Attributes:
         told: of each call.
+        results: how many tensors a pass leaves.
 
     Args:
         sights: of the pass that it is worked out on.
@@ -239,17 +243,17 @@ class Layout:
         asked = [self._ask(place, sight, known_tails) for place, sight in enumerate(sights)]
         self._place: dict[Any, tuple[tuple[str, Place], ...]] = {}
         self._folds: dict[int, _Fold] = {}
-        self._width = 0
+        self.results = 0
         self._jobs = [self._plan(group, within) for group, within in self._arranged()]
         self.told = tuple(self._tell(sight, keys) for sight, keys in zip(sights, asked, strict=True))
         del self._wanted
 
-    def run(self, sights: Sequence[Sight]) -> Packed:
+    def run(self, tensors: Tensors) -> Packed:
         """Measure calls that look like those it was worked out on."""
         results: list[Tensor] = []
         with torch.no_grad():
             for job in self._jobs:
-                results += job.run(sights)
+                results += job.run(tensors)
         return Packed(self, results)
 
     def finish(self, results: Sequence[Tensor]) -> list[Tensor]:
@@ -259,21 +263,21 @@ class Layout:
     def _ask(self, place: int, sight: Sight, known: Mapping[str, Tails]) -> list[tuple[str, Any]]:
         """What is to be measured of a call: the prefix of its quantities, and the key of the measurement."""
         layer, x = sight.layer, sight.x
-        wanted = [("", self._want(place, False, sight.y, unit_dimension(layer, sight.y, sight.before), None))]
+        wanted = [("", self._want(2 * place + 1, sight.y, unit_dimension(layer, sight.y, sight.before), None))]
         if x is None or x.numel() == 0 or x.ndim == 0:
             return wanted
         if layer.role == "unit":
-            wanted.append(("input_", self._want(place, True, x, unit_dimension(layer, x, None), None)))
+            wanted.append(("input_", self._want(2 * place, x, unit_dimension(layer, x, None), None)))
         elif layer.role == "activation":
             activation = known.get(layer.name, layer.module)
-            wanted.append(("", self._want(place, True, x, unit_dimension(layer, x, sight.before), activation)))
+            wanted.append(("", self._want(2 * place, x, unit_dimension(layer, x, sight.before), activation)))
         return wanted
 
-    def _want(self, place: int, of_input: bool, x: Tensor, dimension: int, activation: Tails | nn.Module | None) -> Any:
+    def _want(self, place: int, x: Tensor, dimension: int, activation: Tails | nn.Module | None) -> Any:
         """One measurement, in the group of those that can lie side by side."""
         key = (id(x), dimension, activation)
-        member = _member(place, of_input, x, dimension)
-        joins = x.device.type in self._grouped and x.ndim > 1 and x.numel() <= most_together(x)
+        member = _member(place, x, dimension)
+        joins = x.device.type in self._grouped and x.ndim > 1 and x.numel() <= (ON_CUDA if x.is_cuda else ON_CPU)[1]
         joins = joins and not isinstance(activation, nn.Module) and (member.positions == 1 or FOLDS)
         group = self._wanted.setdefault((activation, member.rows, x.dtype, x.device) if joins else key, {})
         group.setdefault(key, (member, x.device))
@@ -306,13 +310,13 @@ class Layout:
             fold = _Fold.over(row, len(names), device)
         self._note(group, names, apart=found is None and fold is None)
         if found is None and fold is not None:
-            self._folds[self._width - 1] = fold
+            self._folds[self.results - 1] = fold
         inner, column = [], 0
         for other in within:
             stop = column + sum(one.units * one.positions for one, _ in other.values())
             inner.append((column, stop, self._plan(other, (), inside=True)))
             column = stop
-        return _Job(row, activation, fold, self._rooms, tuple(inner))
+        return _Job(row, activation, fold, self._rooms, inner)
 
     def _note(self, group: _Group, names: Sequence[str], *, apart: bool) -> None:
         """Results are one for each name, or one with a row for each name."""
@@ -320,17 +324,22 @@ class Layout:
         for key, (one, _) in group.items():
             spans = [(which, 0) if apart else (0, which * width) for which in range(len(names))]
             self._place[key] = tuple(
-                (name, (self._width + which, row + start, row + start + one.units))
+                (name, (self.results + which, row + start, row + start + one.units))
                 for name, (which, row) in zip(names, spans, strict=True)
             )
             start += one.units
-        self._width += len(names) if apart else 1
+        self.results += len(names) if apart else 1
 
     def _tell(self, sight: Sight, asked: Sequence[tuple[str, Any]]) -> Told:
         places = {f"{prefix}{name}": place for prefix, key in asked for name, place in self._place[key]}
         samples = sight.y.numel() // sight.y.shape[unit_dimension(sight.layer, sight.y, sight.before)]
         weights, notes = facts(sight.layer)
         return Told(sight.name, sight.layer.kind, sight.layer.role, samples, weights, notes, places)
+
+
+def flat(sights: Sequence[Sight]) -> list[Tensor | None]:
+    """Each call's input and output, one call after the other."""
+    return [tensor for one in sights for tensor in (one.x, one.y)]
 
 
 def form(sights: Sequence[Sight]) -> Any:
@@ -342,7 +351,7 @@ def form(sights: Sequence[Sight]) -> Any:
         weight = module._parameters.get("weight")
         parts += (
             *(one.name, module.training, None if weight is None else weight.requires_grad),
-            *(y.shape, y.dtype, y.device, None if x is None else x.shape),
+            *(y.shape, y.dtype, y.device, *((None, None) if x is None else (x.shape, x.dtype))),
             *(known.setdefault(id(y), len(known)), known.setdefault(id(x), len(known))),
             *((None, 0) if one.before is None else (one.before[0].name, one.before[1])),
         )
@@ -368,13 +377,3 @@ def version(x: Tensor | None) -> int:
     if x is None:
         return 0
     return -1 if x.is_inference() else x._version
-
-
-def is_small(x: Tensor) -> bool:
-    """Whether it takes longer to start an operator on it than to run it."""
-    return x.numel() <= (SMALL_ON_CUDA if x.is_cuda else SMALL)
-
-
-def most_together(x: Tensor) -> int:
-    """How many numbers may wait on the tensor's device."""
-    return TOGETHER_ON_CUDA if x.is_cuda else TOGETHER

@@ -92,6 +92,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         self._damping = damping
         self._on_layer = on_layer
         self._selection: Selection = select(model, layers, compiled=inputs is not None)
+        self._root = self._selection.root
         self._tails = {
             layer.name: tails(layer.module)
             for layer in self._selection.layers
@@ -160,8 +161,8 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
                 "model.compile() compiles hooks in: pass what torch.compile(model) returned, with inputs= for a probe "
                 "batch, or call zm.probe.measure between steps"
             )
-        anchor = model if runs_compiled(model) else self._selection.root
-        self._training = self._selection.root.training
+        anchor = model if runs_compiled(model) else self._root
+        self._training = self._root.training
         self._hooks = [anchor.register_forward_pre_hook(self._before, prepend=True)]
         return self
 
@@ -203,13 +204,13 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         ]
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        if self._busy or self._selection.root.training != self._training:
+        if self._busy or self._root.training != self._training:
             return
         if self._pass is not None:
             self._end_pass()
-        step = self._steps
-        self._steps += 1
-        if not (self._every(step) if callable(self._every) else step % self._every == 0):
+        step, every = self._steps, self._every
+        self._steps = step + 1
+        if step % every if isinstance(every, int) else not every(step):
             return
         if self._batch[0] is not None:
             self._run_batch(step)
@@ -231,9 +232,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
 
     def _new_pass(self) -> Pass:
         first = not self._history.steps
-        functional = first and (
-            self._batch[0] is not None or not any(map(runs_compiled, self._selection.root.modules()))
-        )
+        functional = first and (self._batch[0] is not None or not any(map(runs_compiled, self._root.modules())))
         return Pass(self._selection.layers, self._tails, self._learned, first=first, functional=functional)
 
     def _end_pass(self) -> None:
@@ -250,7 +249,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
 
     def _run_batch(self, step: int) -> None:
         inputs, targets, loss = self._batch
-        root, one = self._selection.root, self._new_pass()
+        root, one = self._root, self._new_pass()
         self._busy = True
         try:
             one.begin()
@@ -271,7 +270,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             if not layers or scores is None:
                 raise ValueError("no Linear or Conv layer ran exactly once, or the output holds no numbers")
             found, wrong = full.natural(
-                self._selection.root,
+                self._root,
                 layers,
                 inputs,
                 targets,

@@ -1,0 +1,89 @@
+"""Calls that repeat from pass to pass: known again at the least cost, so that nothing is worked out anew.
+
+What a hook does in a training's forward pass is paid for by every layer. It only takes a `Note` here; when the pass is
+over, its notes are held against those of an earlier one, and only where they differ does anybody look closer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from zeromean.diagnostics.gradients import Key
+from zeromean.diagnostics.layers import Layer
+from zeromean.diagnostics.together import Layout, Sight, flat
+
+Note = tuple[Layer, Tensor, Tensor, int, int]
+"""A call: the layer, its input and output, and how often each of these had been written."""
+
+Parameters = Mapping[str, Tensor | None]
+
+
+class Routine:
+    """The calls of a pass of which every one was noted.
+
+    Attributes:
+        layout: that measures them.
+        outputs: whose gradients are asked for, by their places among the pass's tensors.
+        weights: whose gradients are asked for: the parameters of their modules, and whether the gradient of the layer's
+            output is asked for too.
+
+    Args:
+        sights: of the pass.
+        layout: that measures them.
+    """
+
+    def __init__(self, sights: Sequence[Sight], layout: Layout) -> None:
+        self.layout = layout
+        self.outputs: list[tuple[Key, int]] = []
+        self.weights: list[tuple[Key, Parameters, bool]] = []
+        self._layers = tuple(one.layer for one in sights)
+        self._modules = [one.layer.module for one in sights]
+        self._training = [module.training for module in self._modules]
+        self._parameters = [module._parameters for module in self._modules if module._parameters]
+        self._learns = [_learns(one) for one in self._parameters]
+        self._outputs = [(one.y.shape, one.y.dtype, one.y.requires_grad) for one in sights]
+        first: dict[int, int] = {}
+        through = [first.setdefault(id(x), place) for place, x in enumerate(flat(sights))]
+        self._same = [(place, one) for place, one in enumerate(through) if place != one]
+        self._inputs = [place for place, one in enumerate(through) if place == one and place % 2 == 0]
+        self._kinds = [_kind(sights[place // 2].x) for place in self._inputs]
+        for place, one in enumerate(sights):
+            announced = one.y.requires_grad and one.layer.role != "activation"
+            if announced:
+                self.outputs.append(((one.name, "output_gradient"), 2 * place + 1))
+            if one.y.requires_grad and "#" not in one.name and _learns(one.layer.module._parameters):
+                self.weights.append(((one.name, "weight_gradient"), one.layer.module._parameters, announced))
+
+    def tensors(self, notes: Sequence[Note]) -> list[Tensor] | None:
+        """Inputs and outputs of the calls noted, if they repeat this routine and nothing was overwritten since.
+
+        Where an output lives follows from the inputs that no noted call made.
+        """
+        if len(notes) != len(self._layers):
+            return None
+        layers, xs, ys, x_written, y_written = zip(*notes, strict=True)
+        through = [tensor for pair in zip(xs, ys, strict=True) for tensor in pair]
+        repeats = (
+            layers == self._layers
+            and [_kind(through[place]) for place in self._inputs] == self._kinds
+            and [through[place]._version for place in self._inputs] == [x_written[place // 2] for place in self._inputs]
+            and all([through[place] is through[one] for place, one in self._same])  # noqa: C419  (lists are faster)
+            and [(y.shape, y.dtype, y.requires_grad) for y in ys] == self._outputs
+            and [y._version for y in ys] == list(y_written)
+            and [module.training for module in self._modules] == self._training
+            and [_learns(one) for one in self._parameters] == self._learns
+        )
+        return through if repeats else None
+
+
+def _kind(x: Tensor | None) -> tuple[Any, ...]:
+    return () if x is None or x.is_nested else (x.shape, x.dtype, x.device)
+
+
+def _learns(parameters: Parameters) -> bool | None:
+    """Whether the weight asks for a gradient; None where there is none."""
+    weight = parameters.get("weight")
+    return None if weight is None else weight.requires_grad
