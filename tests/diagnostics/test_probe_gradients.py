@@ -189,3 +189,21 @@ def test_operators_of_a_measured_pass_do_not_grow_with_the_depth(
                 model(x).square().sum().backward()
             counts.append(mode.count)
     assert counts[3] - counts[2] <= 14
+
+
+def test_larger_batches_have_the_same_gradients_found_in_other_portions() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ELU(), nn.Linear(8, 256))
+    assert 16 * 256 < gradients.HELD < 200 * 256
+    batches, weights = (
+        [torch.randn(count, 8) for count in (16, 16, 200, 16, 200)],
+        [net.get_parameter(f"{name}.weight") for name in ("0", "2")],
+    )
+    found = [torch.autograd.grad(net(x).square().mean(), weights) for x in batches]
+    with zm.probe(net) as probe:
+        for x in batches:
+            net(x).square().mean().backward()
+    for place, name in enumerate(("0", "2")):
+        (layer,) = [layer for layer in probe.report().layers if layer.name == name]
+        wanted = [float(of_batch[place].norm()) for of_batch in found]
+        assert layer.series["weight_gradient"] == pytest.approx(wanted, rel=1e-5)

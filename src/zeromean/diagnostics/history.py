@@ -138,13 +138,15 @@ class History:
         for one in waiting:
             alike.setdefault(one.form, []).append(one)
         self._sum_up_calls([one for passes in alike.values() for one in _calls(passes)])
-        with_norms: dict[tuple[Key, ...], list[_Waiting]] = {}
+        with_norms: dict[Any, list[_Waiting]] = {}
         for one in waiting:
-            with_norms.setdefault(one.gradients, []).append(one)
-        for gradients, passes in with_norms.items():
-            if gradients:
-                sizes = torch.cat(_fetched([one.norms for one in passes]), 1)
-                self._norms.append((gradients, [one.step for one in passes], sizes))
+            if one.gradients:
+                # The same gradients may be found in other portions where a batch is larger.
+                portions = tuple((sizes.numel(), sizes.device) for sizes in one.norms)
+                with_norms.setdefault((one.gradients, portions), []).append(one)
+        for passes in with_norms.values():
+            found = torch.cat(_fetched([one.norms for one in passes]), 1)
+            self._norms.append((passes[0].gradients, [one.step for one in passes], found))
 
     def _sum_up_calls(self, calls: Sequence[_Calls]) -> None:
         """Those with as many units of the same quantities together."""
