@@ -1,11 +1,13 @@
 """The run directory: whole files, damage found, nothing half-used."""
 
 import errno
+import gc
 import json
 import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +115,26 @@ def test_metrics_that_do_not_fit_their_result_are_found(study: Study, text: str)
     (study.path / RUN.folder / "metrics.jsonl").write_text(text)
     with pytest.raises(DamagedFileError, match="repeat the run"):
         study.finished(RUN)
+
+
+def test_an_interrupt_right_behind_the_opening_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, opened, openings = tmp_path / "result.json", os.open, list[int]()
+    write_whole(file, b"old")
+
+    def interrupted(*words: Any) -> int:
+        openings.append(opened(*words))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_whole(file, b"new")
+    os.close(openings[0])
+    gc.collect()  # a file object would warn here
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

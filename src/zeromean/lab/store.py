@@ -75,14 +75,27 @@ def write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(beside, content, os.O_TRUNC, flush=True)
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _write(path: Path, content: bytes, how: int, *, flush: bool = False) -> None:
+    """Write a file anew (``os.O_TRUNC``) or at its end (``os.O_APPEND``).
+
+    By its descriptor: where Ctrl-C comes just after the opening, a file object would warn that nobody closed it.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | how | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if flush:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _json(value: Any) -> bytes:
@@ -143,8 +156,8 @@ class Study:
 
     def append_metrics(self, run: Run, row: dict[str, Any]) -> None:
         """Add an epoch's row."""
-        with (self.path / run.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        line = json.dumps(row, allow_nan=False) + "\n"
+        _write(self.path / run.folder / "metrics.jsonl", line.encode(), os.O_APPEND)
 
     def trim_metrics(self, run: Run, epochs: int) -> None:
         """Drop the rows of epochs that the checkpoint does not hold, and a line cut short by a kill."""
