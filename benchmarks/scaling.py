@@ -67,22 +67,19 @@ def throughput(recipe: ImageRecipe, options: argparse.Namespace, share: Share, d
         alone.warm_up()
         _wait(share)
         together.warm_up()
-        rounds = []
+        own, every = list[float](), list[float]()
         for _ in range(options.rounds):
-            ones = [_in_turn(alone, options.steps, share, turn, device) for turn in range(n)]
+            for turn in range(n):
+                _wait(share)
+                if share.rank == turn:
+                    own.append(milliseconds(alone.take, options.steps, device))
             _wait(share)
-            rounds.append((*ones, milliseconds(together.take, options.steps, device)))
+            every.append(milliseconds(together.take, options.steps, device))
         alone.check()
         together.check()
-    told = _gathered({str(share.rank): [one[share.rank] for one in rounds]}, share)
-    rounds = [(*(told[str(rank)][number] for rank in range(n)), one[n]) for number, one in enumerate(rounds)]
+    known = _gathered({str(share.rank): own}, share)
+    rounds = list(zip(*(known[str(rank)] for rank in range(n)), every, strict=True))
     return [rates(recipe.network, options.batch, rounds) | {"steps": options.steps}] if share.writes else []
-
-
-def _in_turn(alone: Steps, steps: int, share: Share, turn: int, device: torch.device) -> float:
-    """Milliseconds a step of this process, if it is its turn."""
-    _wait(share)
-    return milliseconds(alone.take, steps, device) if share.rank == turn else 0.0
 
 
 def rates(network: str, batch: int, rounds: Sequence[Sequence[float]]) -> Row:

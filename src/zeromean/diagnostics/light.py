@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from zeromean.diagnostics.gradients import Gradients
 from zeromean.diagnostics.layers import Layer, Role, keeps_input, unit_dimension
 from zeromean.diagnostics.moments import count_names, counts, moments
-from zeromean.diagnostics.routine import Note, Routine
+from zeromean.diagnostics.routine import Note, Routine, gradients_wanted
 from zeromean.diagnostics.tails import Tails, tails
 from zeromean.diagnostics.together import ON_CPU, ON_CUDA, Layout, Packed, Rooms, Sight, facts, flat, form, version
 from zeromean.diagnostics.unseen import FunctionalCalls
@@ -359,12 +359,11 @@ class Pass:
         return self._last[2]
 
     def _listen(self, sight: Sight) -> None:
-        """A weight that two calls share is heard once."""
-        announced = sight.y.requires_grad and sight.layer.role != "activation"
+        announced, parameters = gradients_wanted(sight)
         if announced:
             self.gradients.of_output((sight.name, "output_gradient"), sight.y)
-        weight = sight.layer.module._parameters.get("weight")
-        if weight is not None and weight.requires_grad and sight.y.requires_grad and "#" not in sight.name:
+        if parameters is not None:
+            weight = cast(Tensor, parameters["weight"])
             self.gradients.of_weight((sight.name, "weight_gradient"), weight, announced=announced)
 
 

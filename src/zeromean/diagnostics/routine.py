@@ -51,11 +51,11 @@ class Routine:
         self._inputs = [place for place, one in enumerate(through) if place == one and place % 2 == 0]
         self._kinds = [_kind(sights[place // 2].x) for place in self._inputs]
         for place, one in enumerate(sights):
-            announced = one.y.requires_grad and one.layer.role != "activation"
+            announced, parameters = gradients_wanted(one)
             if announced:
                 self.outputs.append(((one.name, "output_gradient"), 2 * place + 1))
-            if one.y.requires_grad and "#" not in one.name and _learns(one.layer.module._parameters):
-                self.weights.append(((one.name, "weight_gradient"), one.layer.module._parameters, announced))
+            if parameters is not None:
+                self.weights.append(((one.name, "weight_gradient"), parameters, announced))
 
     def tensors(self, notes: Sequence[Note]) -> list[Tensor] | None:
         """Inputs and outputs of the calls noted, if they repeat this routine and nothing was overwritten since.
@@ -77,6 +77,16 @@ class Routine:
             and [_learns(one) for one in self._parameters] == self._learns
         )
         return through if repeats else None
+
+
+def gradients_wanted(sight: Sight) -> tuple[bool, Parameters | None]:
+    """Whether the gradient of a call's output is asked for, and the parameters with the weight whose gradient is.
+
+    A weight that two calls share is heard once.
+    """
+    learns, parameters = sight.y.requires_grad, sight.layer.module._parameters
+    of_weight = learns and "#" not in sight.name and _learns(parameters)
+    return learns and sight.layer.role != "activation", parameters if of_weight else None
 
 
 def _kind(x: Tensor | None) -> tuple[Any, ...]:

@@ -110,9 +110,8 @@ class Descent:
             What holds them, to be summed over processes and then put: those of all weights with a copy in one piece of
             half precision, and each of the others.
         """
-        parameters = list(module.parameters())
-        own = [parameter for parameter in parameters if parameter in self._copies]
-        others = _gradients(_without(parameters, own))
+        own = [parameter for parameter in module.parameters() if parameter in self._copies]
+        others = _gradients(self._without_copy(module))
         if self._flat is None or not own:
             return others
         views = [self._views[weight] for weight in own]
@@ -122,9 +121,12 @@ class Descent:
 
     def put(self, module: nn.Module, gradients: Sequence[Tensor]) -> None:
         """Take such gradients, summed, in their place."""
-        others = [parameter for parameter in module.parameters() if parameter not in self._copies]
+        others = self._without_copy(module)
         for parameter, gradient in zip(others, gradients[len(gradients) - len(others) :], strict=True):
             parameter.grad = gradient
+
+    def _without_copy(self, module: nn.Module) -> list[Tensor]:
+        return [parameter for parameter in module.parameters() if parameter not in self._copies]
 
     def norms(self) -> Tensor:
         """Those of parts of the whole gradient, float32 ``[parts]``."""

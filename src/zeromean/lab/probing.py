@@ -12,7 +12,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -190,8 +189,8 @@ def run(
     def due(step: int) -> bool:
         return step % every == 0 or step == steps
 
-    fixed = partial(probe, inputs=batch, targets=targets, on_layer=on_layer)
-    with fixed(chosen.model, cast(Preset, preset), wanted, due) as p:
+    p = probe(chosen.model, cast(Preset, preset), wanted, due, inputs=batch, targets=targets, on_layer=on_layer)
+    with p:
         _train(chosen, steps, generator)
     return p.report()
 

@@ -99,7 +99,7 @@ class LayerBar:
         )
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = TaskID(0)
-        self._started = self._spoken = time.monotonic()
+        self._clock = _Clock()
 
     def __enter__(self) -> LayerBar:
         self._bar.start()
@@ -113,18 +113,18 @@ class LayerBar:
 
     def on_layer(self, name: str, share: float) -> None:
         """Show the layer that is next, and the share of the work that is done; 0 begins anew."""
-        now = time.monotonic()
         if share == 0:
-            self._started = self._spoken = now
+            self._clock = _Clock()
             self._bar.reset(self._task, visible=True)
         self._bar.update(self._task, completed=share, description=f"natural gradients: {name}")
-        if not self._console.is_terminal and share and now - self._spoken >= _QUIET_SECONDS:
-            self._spoken = now
-            left = duration((now - self._started) / share * (1 - share))
-            self._console.print(f"natural gradients: {share:.0%} done, {name} is next, {left} left", markup=False)
+        if not self._console.is_terminal and share and self._clock.due(share, 1):
+            left = self._clock.left(share, 1)
+            self._console.print(f"natural gradients: {share:.0%} done, {name} is next{left}", markup=False)
 
 
 class _Clock:
+    """When to say something, and how long it will take; of epochs, or of a share of 1."""
+
     def __init__(self) -> None:
         self.started = self.spoken = time.monotonic()
         self.first: int | None = None
@@ -135,13 +135,13 @@ class _Clock:
         done, spent = epoch - self.first, time.monotonic() - self.started
         return f"{done * runs / spent:.3g} run-epochs/s" if done and spent else ""
 
-    def due(self, epoch: int, epochs: int) -> bool:
+    def due(self, epoch: float, epochs: int) -> bool:
         now = time.monotonic()
         if now - self.spoken < _QUIET_SECONDS and epoch < epochs:
             return False
         self.spoken = now
         return True
 
-    def left(self, epoch: int, epochs: int) -> str:
+    def left(self, epoch: float, epochs: int) -> str:
         done = epoch - (self.first or 0)
         return f", {duration((time.monotonic() - self.started) / done * (epochs - epoch))} left" if done else ""
