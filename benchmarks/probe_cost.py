@@ -5,11 +5,11 @@
 ``light`` watches a training: ten steps without a probe and ten with one that measures a step in their middle take
 turns, now the ones first and now the others. Each ten are timed as a training runs them: the device is idle before and
 after them, and waited for at no step between, or with --wait at each, as by a training that reads every loss. What the
-probe costs is the median over the rounds of the difference between the two, plus a pass's part of the summing up, which
-happens once in `WAITING` measured passes and is timed apart; the writing of a report is left out. A measured step takes
-what a step takes and the difference. Small networks, whose differences are small beside what a machine does besides,
-take as many rounds as fit into `SECONDS`. A probe's operators are those that torch dispatches in a measured step and
-not in another, its launches those of CUDA kernels.
+probe costs is the median over the rounds of the difference between the two, plus a pass's part of what happens once in
+many measured passes and is timed apart: the summing up, and the measuring of passes that wait as copies. The writing of
+a report is left out. A measured step takes what a step takes and the difference. Small networks, whose differences are
+small beside what a machine does besides, take as many rounds as fit into `SECONDS`. A probe's operators are those that
+torch dispatches in a measured step and not in another, its launches those of CUDA kernels.
 
 ``full`` measures one batch besides: its price is stated in gradients, the time of one forward and backward pass of that
 batch, taken in turns with it.
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import zeromean as zm
 from zeromean.diagnostics.history import WAITING
+from zeromean.diagnostics.slots import Slots
 from zeromean.lab.activation import parse
 from zeromean.lab.nets import NETWORKS, mlp
 from zeromean.lab.plan import device_facts, git_state
@@ -207,12 +209,17 @@ def light(subject: Subject, device: torch.device, rounds: int, wait: bool) -> di
 
 
 def summing_up(subject: Subject, step: Callable[[], None], device: torch.device) -> float:
-    """A pass's part of it, when as many wait as in a long training."""
-    with zm.probe(subject.model) as probe:
+    """A pass's part of it, when as many wait as in a long training, and of measuring passes that wait as copies."""
+    measure, spent = Slots.measure, []
+
+    def measured(slots: Slots) -> None:
+        spent.append(timed(lambda: measure(slots), device))
+
+    with zm.probe(subject.model) as probe, patch.object(Slots, "measure", measured):
         for _ in range(WAITING):
             step()
     first, second = timed(probe.report, device), timed(probe.report, device)  # the second finds nothing left to sum up
-    return max(0.0, first - second) / WAITING
+    return max(0.0, sum(spent) + first - second) / WAITING
 
 
 def effort(subject: Subject, step: Callable[[], None], device: torch.device) -> dict[str, int]:
@@ -221,8 +228,8 @@ def effort(subject: Subject, step: Callable[[], None], device: torch.device) -> 
     for name, count in (("operators", operators), *([("launches", launches)] if device.type == "cuda" else [])):
         usual = count(step)
         with zm.probe(subject.model):
-            step()
-            step()
+            for _ in range(WARM):
+                step()
             found[f"{name}_a_measurement"] = count(step) - usual
     return found
 

@@ -384,6 +384,26 @@ def test_an_unknown_activation_is_known_by_what_it_does() -> None:
     assert all("neither" in one.reason for one in report.skipped)
 
 
+class Scaled(nn.Module):
+    """Has layers in it and weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 5), nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.scale * self.layer(x)
+        return y
+
+
+def test_weights_beside_layers_are_named_as_not_read() -> None:
+    report = zm.probe.measure(
+        nn.Sequential(Scaled(), nn.Sequential(nn.Linear(5, 2))), torch.randn(6, 4), preset="light"
+    )
+    assert [layer.name for layer in report.layers] == ["0.layer", "1.0"]
+    assert [(one.name, one.kind) for one in report.skipped] == [("0", "Scaled")]
+
+
 def test_layers_by_name_glob_and_class() -> None:
     model, (x, _) = network(), batch()
     chosen: Mapping[str, list[str]] = {"2": ["2"], "[13]": ["1", "3"]}

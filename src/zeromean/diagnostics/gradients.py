@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+
+from zeromean.diagnostics.slots import Kept, Slots, passes
 
 HELD, HELD_ON_CUDA = 2**15, 2**23
 TOGETHER = 2**25
@@ -35,12 +37,14 @@ class Gradients:
 
     Args:
         trusted: names of layers whose weight's ``.grad`` may be read instead.
-        first: whether to find out which those are.
+        gathered: gradients of earlier passes.
+        first: whether to find out which are to be trusted.
     """
 
-    def __init__(self, trusted: set[str], *, first: bool) -> None:
-        self.norms: list[tuple[tuple[Key, ...], Tensor]] = []
+    def __init__(self, trusted: set[str], gathered: Gathered, *, first: bool) -> None:
+        self.norms: list[tuple[tuple[Key, ...], Kept]] = []
         self._trusted = trusted
+        self._gathered = gathered
         self._first = first
         self._handles: list[RemovableHandle] = []
         self._hung: list[dict[int, Callable[[Tensor], Tensor | None]]] = []
@@ -155,9 +159,70 @@ class Gradients:
             for kind in kinds:
                 alike = found if len(kinds) == 1 else [one for one in found if (one[1].dtype, one[1].device) == kind]
                 keys, tensors = zip(*alike, strict=True)
-                wide = torch.float64 if kind[0] is torch.float64 else torch.float32
-                if len(tensors) == 1:
-                    sizes = torch.linalg.vector_norm(tensors[0], dtype=wide)
-                else:  # one tensor, since many that stay alive keep the memory's keepers busy
-                    sizes = torch.stack(torch._foreach_norm(tensors, 2, dtype=wide))
-                self.norms.append((keys, sizes.float()))
+                self.norms.append(self._gathered.take(keys, tensors) or (keys, _norms(tensors)))
+
+
+class Gathered:
+    """Copies of the gradients of several passes, where they are small; those of one size lie in one memory."""
+
+    def __init__(self) -> None:
+        self._form: Any = None
+        self._copies: _Copies | None = None
+
+    def take(self, keys: Sequence[Key], tensors: Sequence[Tensor]) -> tuple[tuple[Key, ...], Kept] | None:
+        """Copy gradients whose norms are found later, if they are like those that were given last."""
+        form = (keys, tensors[0].dtype, tensors[0].device, [one.shape for one in tensors])
+        if form != self._form:
+            self._form, self._copies = form, None
+            return None
+        if self._copies is None:
+            count = passes(sum(one.numel() for one in tensors), tensors[0].device)
+            if not count or any(type(one) is not Tensor for one in tensors):
+                return None
+            self._copies = _Copies(count, keys, tensors)
+        return self._copies.keys, self._copies.take(tensors)
+
+
+class _Copies:
+    """Of the gradients of so many passes.
+
+    Attributes:
+        keys: in the order of the norms.
+    """
+
+    def __init__(self, count: int, keys: Sequence[Key], tensors: Sequence[Tensor]) -> None:
+        alike: dict[int, list[int]] = {}
+        for which, one in enumerate(tensors):
+            alike.setdefault(one.numel(), []).append(which)
+        self._order = [which for group in alike.values() for which in group]
+        self.keys = tuple(keys[which] for which in self._order)
+        self._shapes = [tensors[which].shape for which in self._order]
+        self._memory = [tensors[0].new_empty(count, len(group), size) for size, group in alike.items()]
+        self._places: list[list[Tensor]] = []
+        self._wide = _wide(tensors[0])
+        self._slots = Slots(count, self._measure)
+
+    def take(self, tensors: Sequence[Tensor]) -> Kept:
+        number = self._slots.next()
+        if number == len(self._places):
+            rows = (row for one in self._memory for row in one[number].unbind())
+            self._places.append([row.view(shape) for row, shape in zip(rows, self._shapes, strict=True)])
+        torch._foreach_copy_(self._places[number], [tensors[which] for which in self._order])
+        return self._slots.keep()
+
+    def _measure(self, count: int) -> list[Tensor]:
+        sizes = [torch.linalg.vector_norm(one[:count], dim=2, dtype=self._wide) for one in self._memory]
+        return [torch.cat(sizes, 1).float()]
+
+
+def _norms(tensors: tuple[Tensor, ...]) -> Kept:
+    wide = _wide(tensors[0])
+    if len(tensors) == 1:
+        sizes = torch.linalg.vector_norm(tensors[0], dtype=wide)
+    else:  # one tensor, since many that stay alive keep the memory's keepers busy
+        sizes = torch.stack(torch._foreach_norm(tensors, 2, dtype=wide))
+    return Kept([sizes.float()])
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32

@@ -17,7 +17,8 @@ from torch import Tensor
 from zeromean.diagnostics.gradients import Key
 from zeromean.diagnostics.light import Pass, Seen
 from zeromean.diagnostics.report import LayerReport, Values
-from zeromean.diagnostics.together import Layout
+from zeromean.diagnostics.slots import Kept
+from zeromean.diagnostics.together import Layout, Packed
 
 WAITING = 64
 MOST_OF_THE_BATCH = 0.9
@@ -29,19 +30,28 @@ class _Waiting:
 
     Attributes:
         step: when.
-        layout: by which layers were measured together.
+        packed: what was measured together.
         seen: the other layers.
-        tensors: results of the layout, and the values of the other layers.
-        gradients: whose norms were found.
+        gradients: whose norms are found.
         norms: those norms.
     """
 
     step: int
-    layout: Layout | None
+    packed: Packed | None
     seen: tuple[Seen, ...]
-    tensors: list[Tensor]
     gradients: tuple[Key, ...]
-    norms: list[Tensor]
+    norms: list[Kept]
+
+    @property
+    def layout(self) -> Layout | None:
+        """By which layers were measured together."""
+        return None if self.packed is None else self.packed.layout
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Results of the layout, and the values of the other layers."""
+        together = () if self.packed is None else self.packed.kept.results
+        return [*together, *(values for one in self.seen for values in one.of_units.values())]
 
     @property
     def form(self) -> tuple[Any, ...]:
@@ -87,12 +97,9 @@ class History:
         self.steps.append(step)
         if len(self._waiting) >= WAITING:
             self._sum_up()
-        packed, seen, found = measured.packed, tuple(measured.seen.values()), measured.gradients.norms
-        tensors = [*packed.results] if packed is not None else []
-        tensors += [values for one in seen for values in one.of_units.values()]
-        layout = None if packed is None else packed.layout
+        seen, found = tuple(measured.seen.values()), measured.gradients.norms
         gradients = tuple(key for keys, _ in found for key in keys)
-        self._waiting.append(_Waiting(step, layout, seen, tensors, gradients, [sizes for _, sizes in found]))
+        self._waiting.append(_Waiting(step, measured.packed, seen, gradients, [sizes for _, sizes in found]))
 
     def add_values(self, step: int, values: Mapping[str, Mapping[str, float]]) -> None:
         """Take in numbers of layers that were found otherwise."""
@@ -138,15 +145,16 @@ class History:
         for one in waiting:
             alike.setdefault(one.form, []).append(one)
         self._sum_up_calls([one for passes in alike.values() for one in _calls(passes)])
-        with_norms: dict[Any, list[_Waiting]] = {}
+        with_norms: dict[tuple[tuple[Key, ...], Any], list[tuple[int, list[Tensor]]]] = {}
         for one in waiting:
             if one.gradients:
                 # The same gradients may be found in other portions where a batch is larger.
-                portions = tuple((sizes.numel(), sizes.device) for sizes in one.norms)
-                with_norms.setdefault((one.gradients, portions), []).append(one)
-        for passes in with_norms.values():
-            found = torch.cat(_fetched([one.norms for one in passes]), 1)
-            self._norms.append((passes[0].gradients, [one.step for one in passes], found))
+                norms = [sizes for kept in one.norms for sizes in kept.results]
+                portions = tuple((sizes.numel(), sizes.device) for sizes in norms)
+                with_norms.setdefault((one.gradients, portions), []).append((one.step, norms))
+        for (gradients, _), passes in with_norms.items():
+            found = torch.cat(_fetched([norms for _, norms in passes]), 1)
+            self._norms.append((gradients, [step for step, _ in passes], found))
 
     def _sum_up_calls(self, calls: Sequence[_Calls]) -> None:
         """Those with as many units of the same quantities together."""

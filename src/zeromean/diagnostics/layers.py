@@ -72,7 +72,7 @@ class Selection:
     Attributes:
         root: the model without the wrappers of torch.compile and of data parallelism.
         layers: to read, in the order of the model's modules.
-        skipped: modules that are not read, and have no children or weights of their own.
+        skipped: modules that are not read, and have no children, or have parameters beside them.
     """
 
     root: nn.Module
@@ -122,7 +122,8 @@ def select(model: nn.Module, patterns: Patterns | None = None, *, compiled: bool
             layers.append(Layer(name, module, role))
         elif role:
             skipped.append(Skipped(name, type(module).__name__, COMPILED))
-        elif (weights := _own_weights(module)) or not any(True for _ in module.children()):
+        elif any(True for _ in module.parameters(recurse=False)) or not any(True for _ in module.children()):
+            weights = _own_weights(module)
             reason = NOT_A_LAYER + (OWN_WEIGHTS.format(" and ".join(weights)) if weights else "")
             skipped.append(Skipped(name, type(module).__name__, reason))
     if not layers:

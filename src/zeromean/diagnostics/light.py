@@ -6,11 +6,11 @@ called again in the same pass is another layer, ``name#2``; its weights' gradien
 
 Small layers are measured together, since a net of them takes longer to start an operator than to run it: those whose
 tensors nothing overwrote in the first pass wait in the later ones until the forward pass ends. Our choice is up to
-2^15 numbers a layer and 2^20 in all on a CPU, and on a GPU, which runs an operator on a hundred times as many in the
-time that it takes to start one, up to 2^23 and 2^25: at most 4 or 128 MiB in float32, most of which the backward pass
-keeps anyway, and inputs that no other layer made. One that is overwritten after all is not read in that pass. The
-larger ones are measured at once. Of a pass in which all wait, hooks take notes only; one that repeats the pass before
-it (`zeromean.diagnostics.routine`) is measured as that was.
+2^15 numbers a layer and 2^20 in all on a CPU, and on a GPU 2^25 and 2^26: at most 4 or 256 MiB in float32, most of
+which the backward pass keeps anyway, and inputs that no other layer made. One that is overwritten after all is not
+read in that pass. The larger ones are measured at once. Of a pass in which all wait, hooks take notes only; one that
+repeats the pass before it (`zeromean.diagnostics.routine`) is measured as that was, and on a GPU, where it is small,
+copied and measured with later ones (`zeromean.diagnostics.slots`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zeromean.diagnostics.gradients import Gradients
+from zeromean.diagnostics.gradients import Gathered, Gradients
 from zeromean.diagnostics.layers import Layer, Role, keeps_input, unit_dimension
 from zeromean.diagnostics.moments import count_names, counts, moments
 from zeromean.diagnostics.routine import Note, Routine, gradients_wanted
 from zeromean.diagnostics.tails import Tails, tails
-from zeromean.diagnostics.together import ON_CPU, ON_CUDA, Layout, Packed, Rooms, Sight, facts, flat, form, version
+from zeromean.diagnostics.together import (
+    WAIT_ON_CPU,
+    WAIT_ON_CUDA,
+    Layout,
+    Packed,
+    Rooms,
+    Sight,
+    facts,
+    flat,
+    form,
+    version,
+)
 from zeromean.diagnostics.unseen import FunctionalCalls
 
 GROUPED = frozenset({"cpu", "cuda"})
@@ -71,6 +82,7 @@ class Learned:
         trusted: names of layers whose weight's gradient is found in ``.grad``.
         layouts: by the form of the calls that they serve.
         rooms: for layouts to work in.
+        gathered: gradients.
         routine: the calls of the last pass, if all of them waited.
         hooks: of passes behind the first, and what they depend on: making them takes longer than hanging them up.
         running: the pass whose hooks hang.
@@ -81,6 +93,7 @@ class Learned:
     trusted: set[str] = field(default_factory=set)
     layouts: dict[Any, Layout] = field(default_factory=dict)
     rooms: Rooms = field(default_factory=Rooms)
+    gathered: Gathered = field(default_factory=Gathered)
     routine: Routine | None = None
     hooks: tuple[list[_Hooks], list[Any]] | None = None
     running: Pass | None = None
@@ -125,7 +138,7 @@ class Pass:
         self.seen: dict[str, Seen] = {}
         self.packed: Packed | None = None
         self.refused: dict[str, str] = {}
-        self.gradients = Gradients(learned.trusted, first=first)
+        self.gradients = Gradients(learned.trusted, learned.gathered, first=first)
         self.functional = FunctionalCalls() if functional else None
         self._layers = layers
         self._tails = known_tails
@@ -290,7 +303,7 @@ class Pass:
 
     def _takes(self, x: Tensor | None, y: Tensor) -> bool:
         """Whether to measure a call later; in the first pass, what could be is looked at again."""
-        most, most_together = ON_CUDA if y.is_cuda else ON_CPU
+        most, most_together = WAIT_ON_CUDA if y.is_cuda else WAIT_ON_CPU
         held = self._held + (size := y.numel())
         if size > most or held > most_together or y.is_inference() or (x is not None and x.is_inference()):
             return False

@@ -18,14 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from zeromean.diagnostics.layers import Layer, Role, unit_dimension
-from zeromean.diagnostics.moments import count_names, counts, moments
+from zeromean.diagnostics.moments import OF_PASSES, count_names, counts, moments, moments_of_passes
+from zeromean.diagnostics.slots import Kept, Slots, passes
 from zeromean.diagnostics.tails import Tails, tails
 
 Place = tuple[int, int, int]
 """Which result, and from which of its numbers to which."""
 
-ON_CPU, ON_CUDA = (2**15, 2**20), (2**23, 2**25)
-"""How many numbers a call may have to wait for others, and how many all that wait."""
+WAIT_ON_CPU, WAIT_ON_CUDA = (2**15, 2**20), (2**25, 2**26)
+"""How many numbers a call may have to wait for the end of the forward pass, and how many all that wait."""
+JOIN, JOIN_TOGETHER = 2**21, 2**25
+"""How many numbers a tensor may have to be copied beside others, and how many all that are copied."""
 FOLDS = sys.platform != "win32"
 """Whether torch.segment_reduce is there: some builds for CUDA on Windows leave it out."""
 
@@ -79,7 +82,12 @@ class Rooms(dict[torch.dtype, Tensor]):
     """Memory to work in, used again in every pass: on a CPU, to get fresh one takes longer than to fill it.
 
     That of comparisons, whose outcome is written as numbers, goes by the name of torch.bool.
+
+    Attributes:
+        copies: that wait, of the layout that ran last.
     """
+
+    copies: _Copies | None = None
 
     def __missing__(self, dtype: torch.dtype) -> Tensor:
         self[dtype] = torch.empty(0, dtype=torch.float32 if dtype == torch.bool else dtype)
@@ -187,17 +195,47 @@ class _Job:
         self._within = within
         self._picked = itemgetter(*(one.place for one in members))
         self._plain = all(one.plain for one in members)
-        self._shape = (members[0].rows, sum(one.units * one.positions for one in members))
+        self.shape = (members[0].rows, sum(one.units * one.positions for one in members))
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether copies can be measured later as the tensors would be now."""
+        fixed = not isinstance(self._activation, nn.Module)
+        flat = self._fold is None and all(one.positions == 1 for one in self._members)
+        return fixed and flat and all(job.can_wait for _, _, job in self._within)
 
     def run(self, tensors: Tensors) -> list[Tensor]:
         if len(self._members) == 1:
             return self._measure(self._picked(tensors), self._members[0].dimension)
-        rows = self._picked(tensors) if self._plain else [one.flat(tensors) for one in self._members]
-        whole = torch.cat(rows, 1, out=None if rows[0].is_cuda else self._rooms[rows[0].dtype].resize_(self._shape))
+        rows = self._rows(tensors)
+        whole = torch.cat(rows, 1, out=None if rows[0].is_cuda else self._rooms[rows[0].dtype].resize_(self.shape))
         found = self._measure(whole, 1)
         for start, stop, job in self._within:
             found += job._measure(whole[:, start:stop], 1)
         return found
+
+    def memory(self, tensors: Tensors, count: int) -> Tensor:
+        """For copies of so many passes, ``[P, N, C]``."""
+        like = self._rows(tensors)[0]
+        return like.new_empty(count, *self.shape)
+
+    def copy(self, tensors: Tensors, place: Tensor) -> None:
+        torch.cat(self._rows(tensors), 1, out=place)
+
+    def measure_copies(self, whole: Tensor) -> list[Tensor]:
+        """As `run`, with a row for each pass in every result."""
+        if isinstance(self._activation, Tails):
+            return [counts(whole, OF_PASSES, self._activation).transpose(0, 1).contiguous()]
+        found = list(moments_of_passes(whole))
+        for start, stop, job in self._within:
+            found += job.measure_copies(whole[:, :, start:stop])
+        return found
+
+    def _rows(self, tensors: Tensors) -> tuple[Tensor, ...] | list[Tensor]:
+        if self._plain and len(self._members) > 1:
+            picked: tuple[Tensor, ...] = self._picked(tensors)
+            return picked
+        return [one.flat(tensors) for one in self._members]
 
     def _measure(self, whole: Tensor, dimension: int) -> list[Tensor]:
         if self._activation is None:
@@ -212,12 +250,39 @@ _Group = dict[tuple[int, int, "Tails | nn.Module | None"], tuple[_Member, torch.
 """Measurements, by tensor, dimension of the units and activation."""
 
 
+class _Copies:
+    """Tensors of several passes, each job's in one memory.
+
+    Args:
+        owner: whose.
+        jobs: of the owner.
+        tensors: of a pass.
+        count: of passes.
+    """
+
+    def __init__(self, owner: Layout, jobs: Sequence[_Job], tensors: Tensors, count: int) -> None:
+        self.owner = owner
+        self._jobs = jobs
+        self._memory = [job.memory(tensors, count) for job in jobs]
+        self._places = list(zip(*(one.unbind() for one in self._memory), strict=True))
+        self.slots = Slots(count, self._measure)
+
+    def take(self, tensors: Tensors) -> Kept:
+        for job, place in zip(self._jobs, self._places[self.slots.next()], strict=True):
+            job.copy(tensors, place)
+        return self.slots.keep()
+
+    def _measure(self, count: int) -> list[Tensor]:
+        both = zip(self._jobs, self._memory, strict=True)
+        return [found for job, memory in both for found in job.measure_copies(memory[:count])]
+
+
 @dataclass(frozen=True)
 class Packed:
-    """The numbers of a pass, as its operators left them."""
+    """The numbers of a pass, as its operators leave them."""
 
     layout: Layout
-    results: list[Tensor]
+    kept: Kept
 
 
 class Layout:
@@ -240,11 +305,16 @@ class Layout:
         self._rooms = rooms
         self._grouped = grouped
         self._wanted: dict[Any, _Group] = {}
+        self._room = JOIN_TOGETHER
         asked = [self._ask(place, sight, known_tails) for place, sight in enumerate(sights)]
         self._place: dict[Any, tuple[tuple[str, Place], ...]] = {}
         self._folds: dict[int, _Fold] = {}
         self.results = 0
+        devices = {device for group in self._wanted.values() for _, device in group.values()}
         self._jobs = [self._plan(group, within) for group, within in self._arranged()]
+        numbers = sum(math.prod(job.shape) for job in self._jobs)
+        can_wait = len(devices) == 1 and all(job.can_wait for job in self._jobs)
+        self._passes = passes(numbers, *devices) if can_wait else 0
         self.told = tuple(self._tell(sight, keys) for sight, keys in zip(sights, asked, strict=True))
         del self._wanted
 
@@ -252,9 +322,20 @@ class Layout:
         """Measure calls that look like those it was worked out on."""
         results: list[Tensor] = []
         with torch.no_grad():
+            if self._passes:
+                return Packed(self, self._copies(tensors).take(tensors))
             for job in self._jobs:
                 results += job.run(tensors)
-        return Packed(self, results)
+        return Packed(self, Kept(results))
+
+    def _copies(self, tensors: Tensors) -> _Copies:
+        """Its own; those of another layout are measured first, so that only one has memory for them."""
+        copies = self._rooms.copies
+        if copies is None or copies.owner is not self:
+            if copies is not None:
+                copies.slots.measure()
+            copies = self._rooms.copies = _Copies(self, self._jobs, tensors, self._passes)
+        return copies
 
     def finish(self, results: Sequence[Tensor]) -> list[Tensor]:
         """From results of several passes, each ``[P, numbers]`` on a CPU, to those in which `told` has its places."""
@@ -277,8 +358,9 @@ class Layout:
         """One measurement, in the group of those that can lie side by side."""
         key = (id(x), dimension, activation)
         member = _member(place, x, dimension)
-        joins = x.device.type in self._grouped and x.ndim > 1 and x.numel() <= (ON_CUDA if x.is_cuda else ON_CPU)[1]
+        joins = x.device.type in self._grouped and x.ndim > 1 and x.numel() <= min(JOIN, self._room)
         joins = joins and not isinstance(activation, nn.Module) and (member.positions == 1 or FOLDS)
+        self._room -= x.numel() if joins else 0
         group = self._wanted.setdefault((activation, member.rows, x.dtype, x.device) if joins else key, {})
         group.setdefault(key, (member, x.device))
         return key

@@ -9,6 +9,7 @@ works where they run compiled.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -107,6 +108,8 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         self._busy = False
         self._pass: Pass | None = None
         self._hooks: list[RemovableHandle] = []
+        self._key = RemovableHandle(OrderedDict()).id
+        self._running: nn.Module | None = None
 
     @classmethod
     def measure(
@@ -171,6 +174,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
     ) -> None:
         while self._hooks:
             self._hooks.pop().remove()
+        self._unhook()
         self._end_pass()
 
     def report(self) -> Report:
@@ -218,11 +222,20 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         self._pass = self._new_pass()
         self._pass_step, self._handled = step, sys.exception()
         self._pass.begin()
-        self._hooks.append(module.register_forward_hook(self._after, always_call=True))
+        self._running = module
+        # As register_forward_hook does, without a handle, which takes most of its time.
+        module._forward_hooks[self._key] = self._after
+        module._forward_hooks_always_called[self._key] = True
+
+    def _unhook(self) -> None:
+        module, self._running = self._running, None
+        if module is not None:
+            module._forward_hooks.pop(self._key, None)
+            module._forward_hooks_always_called.pop(self._key, None)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Called also where the pass raised, which leaves an exception that was not there before: no pass then."""
-        self._hooks.pop().remove()
+        self._unhook()
         assert self._pass is not None
         if sys.exception() is self._handled:
             self._pass.end_forward()
