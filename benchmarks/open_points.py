@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+import numpy as np
 from benchmarks.trials import Row, Trial, parser, run
 from scipy import stats
 
@@ -87,26 +88,49 @@ def of_groups(
     return groups
 
 
-def differences(errors: Errors, variant: str, activation: str) -> list[float]:
-    """To the recipe as it is, of the seeds that have both."""
-    if (BASE, activation) not in errors or (variant, activation) not in errors:
+def differences(errors: Errors, variant: str, activation: str, base: str = BASE) -> list[float]:
+    """To the recipe as it is, or to another variant, of the seeds that have both."""
+    if (base, activation) not in errors or (variant, activation) not in errors:
         return []
-    pairs = zip(errors[variant, activation], errors[BASE, activation], strict=True)
-    return [own - base for own, base in pairs if own is not None and base is not None]
+    pairs = zip(errors[variant, activation], errors[base, activation], strict=True)
+    return [own - other for own, other in pairs if own is not None and other is not None]
+
+
+def residual_squares(errors: Errors) -> tuple[float, int]:
+    """What variants and seeds leave unexplained: the sum of squares and its degrees of freedom.
+
+    An activation's error is that of its variant plus that of its seed, by least squares over the runs there are. The
+    degrees of freedom are the runs less the rank of this model: (variants - 1) (seeds - 1) for every activation that
+    lacks no run. A variant with a single run adds nothing.
+    """
+    cells = [
+        (value, (activation, variant), (activation, seed))
+        for (variant, activation), values in errors.items()
+        for seed, value in enumerate(values)
+        if value is not None
+    ]
+    terms = dict.fromkeys(term for _, *own in cells for term in own)
+    design = np.array([[float(term in own) for term in terms] for _, *own in cells])
+    observed = np.array([value for value, *_ in cells])
+    fitted, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
+    return float(np.square(observed - design @ fitted).sum()), len(cells) - int(rank)
 
 
 def half_width(errors: Errors, count: int, level: float = 0.95) -> float:
-    """Of the interval of a mean of so many differences, from the variance that all variants' differences share.
+    """Of the interval of a mean of so many differences between two runs of one seed, no run in two of them.
 
-    With few seeds a variant's own variance says next to nothing: Student's interval of two differences is 18 times as
-    wide as that of twenty. Pooled, it has as many degrees of freedom as there are differences beyond the first of each.
+    t sqrt(2 s^2 / count), where s^2 is the residual variance of variants and seeds and t Student's quantile for its
+    degrees of freedom; NaN where there are none. All variants and activations share s^2, as two seeds of one variant
+    say next to nothing. It comes from the runs, since the differences to the recipe have the recipe's runs in common.
+    The level is exact, for one interval, where no run is missing and the noise beyond variant and seed is normal and
+    of one variance. Where runs are missing a paired difference is not the fitted one, and the interval is a bit wide.
     """
-    groups = [differences(errors, variant, activation) for variant, activation in errors if variant != BASE]
-    freedom = sum(len(group) - 1 for group in groups if group)
-    if not freedom or not count:
+    if not count:
         return math.nan
-    squares = sum((value - sum(group) / len(group)) ** 2 for group in groups for value in group)
-    return float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(squares / freedom / count)
+    squares, freedom = residual_squares(errors)
+    if not freedom:
+        return math.nan
+    return float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(2 * squares / freedom / count)
 
 
 def table(planned: Sequence[Trial], rows: Sequence[Row | None]) -> str:
@@ -122,11 +146,14 @@ def table(planned: Sequence[Trial], rows: Sequence[Row | None]) -> str:
 
 
 def effects(planned: Sequence[Trial], rows: Sequence[Row | None]) -> str:
-    """What each of the crossed points does, all else equal."""
+    """What each of the crossed points does, as a mean over the combinations of the others.
+
+    A run that got stuck counts with its error. If it is the only one of its variant, the interval does not tell.
+    """
     errors = of_groups(planned, rows, "validation_error")
     lines = ["| point | ELU | ReLU |", "|---|---|---|"]
     for text in CROSSED:
-        told = [_mean_with_interval(effect(errors, text, activation)) for activation in ACTIVATIONS]
+        told = [_mean_with_interval(errors, activation, effect(errors, text, activation)) for activation in ACTIVATIONS]
         lines.append(f"| {text} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
@@ -137,28 +164,22 @@ def effect(errors: Errors, text: str, activation: str) -> list[float]:
     for variant in variants(CROSSED, ()):
         if text in variant:
             without = name_of(tuple(other for other in variant if other != text))
-            pairs = zip(errors[name_of(variant), activation], errors[without, activation], strict=True)
-            found += [own - base for own, base in pairs if own is not None and base is not None]
+            found += differences(errors, name_of(variant), activation, without)
     return found
 
 
-def _mean_with_interval(values: Sequence[float], level: float = 0.95) -> str:
-    if len(values) < 2:
-        return ""
-    return _told(values, stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
-
-
-def _told(values: Sequence[float], width: float) -> str:
-    return f"{sum(values) / len(values):+.2f} ± {width:.2f} (n = {len(values)})" if values else ""
+def _mean_with_interval(errors: Errors, activation: str, found: Sequence[float]) -> str:
+    """With the variance of that activation's runs: one can be much more even than the other."""
+    width = half_width({key: values for key, values in errors.items() if key[1] == activation}, len(found))
+    return f"{sum(found) / len(found):+.2f} ± {width:.2f} (n = {len(found)})" if found else ""
 
 
 def _cells(errors: Errors, training: Errors, variant: str, activation: str) -> str:
-    own = differences(errors, variant, activation)
-    told = _told(own, half_width(errors, len(own)))
+    own = differences(errors, variant, activation) if variant != BASE else []
     return " | ".join(
         [
             *(_mean(found.get((variant, activation), ()), digits) for found, digits in ((errors, 2), (training, 1))),
-            told if own and variant != BASE else "",
+            _mean_with_interval(errors, activation, own),
         ]
     )
 

@@ -7,12 +7,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks import open_points, trials, tune_fast
 from benchmarks.trials import Trial
+from numpy.typing import NDArray
 from tests.lab.image_study import short, tiny_cifar
 from tests.lab.small_images import DROPOUT, recipe, small
 
@@ -25,6 +28,13 @@ from zeromean.lab.train import Training
 DATA = tiny_cifar(train=200)
 SMALL = recipe(normalization="mean-std", validation=30, phases=(Phase(12, DROPOUT),), rates=((0, 0.01),))
 FOREVER = math.inf
+Errors = list[float | None]
+GAPS: dict[tuple[str, str], Errors] = {
+    (open_points.BASE, "elu"): [30.0, 31.0, 32.0],
+    ("a", "elu"): [29.0, 30.5, None],
+    ("b", "elu"): [30.0, None, 32.5],
+    ("c", "elu"): [None, None, None],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -176,18 +186,62 @@ def test_candidates_are_the_recipe_and_single_changes() -> None:
         assert len(made) == len(points) == 8
 
 
-def test_differences_are_paired_and_their_interval_pooled() -> None:
-    errors: dict[tuple[str, str], list[float | None]] = {
-        (open_points.BASE, "elu"): [30.0, 31.0, 32.0],
-        ("a", "elu"): [29.0, 30.5, None],
-        ("b", "elu"): [30.0, None, 32.5],
-        ("c", "elu"): [None, None, None],
+def test_differences_are_of_the_seeds_that_have_both() -> None:
+    assert open_points.differences(GAPS, "a", "elu") == [-1.0, -0.5]
+    assert open_points.differences(GAPS, "b", "elu") == [0.0, 0.5]
+    assert open_points.differences(GAPS, "b", "elu", "a") == [1.0]
+    assert open_points.differences(GAPS, "a", "relu") == []
+
+
+def test_variants_and_seeds_are_fitted_to_the_runs_there_are() -> None:
+    # By hand: with the variants' shares a = -1 - u and b = -v, the least of
+    # ((u + 1/2)^2 + (v + 1/2)^2) / 2 + (u^2 + v^2 - u v) 2 / 3 is at u = v = -3 / 10.
+    squares, freedom = open_points.residual_squares(GAPS)
+    assert squares == pytest.approx(0.1)
+    assert freedom == 2
+    assert open_points.half_width(GAPS, 2) == pytest.approx(4.302653 * math.sqrt(2 * 0.05 / 2))
+
+
+def test_activations_share_their_variance_and_a_single_run_adds_nothing() -> None:
+    relu: dict[tuple[str, str], Errors] = {
+        (open_points.BASE, "relu"): [50.0, 50.0],
+        ("a", "relu"): [51.0, 49.0],
+        ("single", "relu"): [99.0, None],
     }
-    assert open_points.differences(errors, "a", "elu") == [-1.0, -0.5]
-    assert open_points.differences(errors, "b", "elu") == [0.0, 0.5]
-    variance = 2 * 2 * 0.25**2 / 2
-    assert open_points.half_width(errors, 2) == pytest.approx(4.302653 * math.sqrt(variance / 2))
-    assert math.isnan(open_points.half_width({(open_points.BASE, "elu"): [1.0]}, 0))
+    assert open_points.half_width(relu, 2) == pytest.approx(12.706205 * math.sqrt(2 * 1.0 / 2))
+    assert open_points.half_width({**GAPS, **relu}, 2) == pytest.approx(3.182446 * math.sqrt(2 * (1.1 / 3) / 2))
+
+
+def test_nothing_is_told_without_a_second_run() -> None:
+    assert math.isnan(open_points.half_width(GAPS, 0))
+    assert math.isnan(open_points.half_width({(open_points.BASE, "elu"): [1.0], ("a", "elu"): [2.0]}, 1))
+
+
+@pytest.mark.parametrize(("lost", "widest"), [((), 0.962), ((1, 5, 12), 0.98)])
+def test_intervals_hold_the_truth_as_often_as_told(lost: tuple[int, ...], widest: float) -> None:
+    """The variants share the recipe's runs, an effect is a mean over unlike combinations, and seeds differ."""
+    random = np.random.default_rng(0)
+    names = [open_points.name_of(variant) for variant in open_points.variants(alone=())]
+    truth = 30 + 3 * random.normal(size=len(names))
+    tables = truth[:, None] + random.normal(size=(4000, 1, 2)) + 0.5 * random.normal(size=(4000, len(names), 2))
+    true = _groups(names, np.repeat(truth, 2), lost)
+    held = np.mean([_held(_groups(names, table.ravel(), lost), true) for table in tables], axis=0)
+    assert 0.938 < held.min() <= held.max() < widest
+
+
+def _groups(names: list[str], errors: NDArray[np.float64], lost: tuple[int, ...]) -> dict[tuple[str, str], Errors]:
+    """Of two seeds a variant."""
+    known = [None if place in lost else float(error) for place, error in enumerate(errors)]
+    return {(name, "elu"): known[2 * place : 2 * place + 2] for place, name in enumerate(names)}
+
+
+def _held(found: dict[tuple[str, str], Errors], true: dict[tuple[str, str], Errors]) -> list[bool]:
+    """Whether the interval of a variant's difference and that of an effect reach the truth."""
+    pairs = [
+        [open_points.differences(errors, open_points.CROSSED[0], "elu") for errors in (found, true)],
+        [open_points.effect(errors, open_points.CROSSED[0], "elu") for errors in (found, true)],
+    ]
+    return [abs(fmean(own) - fmean(right)) < open_points.half_width(found, len(own)) for own, right in pairs]
 
 
 def test_an_effect_is_taken_over_all_combinations_of_the_others() -> None:
@@ -201,6 +255,7 @@ def test_an_effect_is_taken_over_all_combinations_of_the_others() -> None:
         assert open_points.effect(errors, text, "elu") == [weight] * 8
     errors[open_points.BASE, "elu"] = [None, 35.0]
     assert open_points.effect(errors, open_points.CROSSED[0], "elu") == [1.0] * 7
+    assert open_points.effect(errors, open_points.CROSSED[0], "relu") == []
 
 
 def test_the_command_writes_rows_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
