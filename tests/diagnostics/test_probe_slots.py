@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 import zeromean as zm
 from tests.diagnostics.test_probe_gradients import Counting
-from zeromean.diagnostics import slots
+from zeromean.diagnostics import gradients, slots
 from zeromean.diagnostics.report import Report
 
-ROOM = 2**22
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients wait on a CPU too."""
+    monkeypatch.setattr(gradients, "COPIED", frozenset({"cpu"}))
 
 
 def network(kind: type[nn.Module], channels: int = 6) -> nn.Sequential:
@@ -62,7 +66,7 @@ def numbers(report: Report) -> object:
 
 
 SIZES = {
-    "many alike": [8] * (3 * slots.PASSES + 5),
+    "many alike": [8] * (3 * slots.MOST + 5),
     "in turns": [8, 3] * 20,
     "two by two": [8, 8, 3, 3] * 8,
     "one in between": [*[8] * 20, 3, *[8] * 20],
@@ -73,8 +77,8 @@ SIZES = {
 @pytest.mark.parametrize("kind", [nn.ReLU, nn.Tanh, nn.LeakyReLU, zm.nn.ELU, nn.PReLU])
 def test_what_waits_is_measured_as_it_is(kind: type[nn.Module], sizes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reports = []
-    for room in (0, ROOM):
-        monkeypatch.setattr(slots, "ON_CPU", room)
+    for room in (0, slots.ROOM):
+        monkeypatch.setattr(slots, "ROOM", room)
         reports.append(numbers(watched(network(kind), batches(SIZES[sizes]))))
     assert_alike(*reports)
 
@@ -82,37 +86,33 @@ def test_what_waits_is_measured_as_it_is(kind: type[nn.Module], sizes: str, monk
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_wait_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     reports = []
-    for room in (0, ROOM):
-        monkeypatch.setattr(slots, "ON_CPU", room)
+    for room in (0, slots.ROOM):
+        monkeypatch.setattr(slots, "ROOM", room)
         reports.append(numbers(watched(network(nn.Tanh).to(dtype), batches([8] * 40, dtype=dtype))))
     assert_alike(*reports)
 
 
-def test_a_report_in_between_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "ON_CPU", ROOM)
-    sizes = [8] * (2 * slots.PASSES)
+def test_a_report_in_between_changes_nothing() -> None:
+    sizes = [8] * (2 * slots.MOST)
     once, often = (watched(network(zm.nn.ELU), batches(sizes), looks) for looks in (0, 3))
     assert_alike(numbers(often), numbers(once))
 
 
-def test_a_pass_that_waits_takes_two_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_that_waits_takes_two_operators() -> None:
     """One copies what went through the layers, one the gradients."""
-    monkeypatch.setattr(slots, "ON_CPU", ROOM)
     model, x, counts = network(zm.nn.ELU), torch.randn(8, 6), []
-    with zm.probe(model, every=lambda step: step < slots.PASSES or step > 2 * slots.PASSES) as probe:
-        for _ in range(3 * slots.PASSES):
+    with zm.probe(model, every=lambda step: step < slots.MOST or step > 2 * slots.MOST) as probe:
+        for _ in range(3 * slots.MOST):
             model.zero_grad()
             with Counting() as mode:
                 model(x).square().sum().backward()
             counts.append(mode.count)
-    usual = counts[slots.PASSES]
-    assert sorted(counts[2 * slots.PASSES + 2 :])[slots.PASSES // 2] == usual + 2
-    assert len(probe.report().steps) == 2 * slots.PASSES - 1
+    usual = counts[slots.MOST]
+    assert sorted(counts[2 * slots.MOST + 2 :])[slots.MOST // 2] == usual + 2
+    assert len(probe.report().steps) == 2 * slots.MOST - 1
 
 
 def test_only_small_passes_wait() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert slots.passes(1, cuda) == slots.PASSES
-    assert slots.passes(slots.ON_CUDA // 3, cuda) == 3
-    assert slots.passes(slots.ON_CUDA, cuda) == slots.passes(slots.ON_CUDA + 1, cuda) == 0
-    assert slots.passes(1, cpu) == 0
+    assert slots.passes(1) == slots.MOST
+    assert slots.passes(slots.ROOM // slots.FEWEST) == slots.FEWEST
+    assert slots.passes(slots.ROOM // slots.FEWEST + 1) == slots.passes(slots.ROOM) == 0

@@ -22,6 +22,8 @@ from zeromean.diagnostics.slots import Kept, Slots, passes
 
 HELD, HELD_ON_CUDA = 2**15, 2**23
 TOGETHER = 2**25
+COPIED = frozenset({"cuda"})
+"""Devices on which gradients are copied first: a CPU finds their norms as fast."""
 
 _KEY = RemovableHandle(OrderedDict()).id
 
@@ -171,12 +173,14 @@ class Gathered:
 
     def take(self, keys: Sequence[Key], tensors: Sequence[Tensor]) -> tuple[tuple[Key, ...], Kept] | None:
         """Copy gradients whose norms are found later, if they are like those that were given last."""
+        if tensors[0].device.type not in COPIED:
+            return None
         form = (keys, tensors[0].dtype, tensors[0].device, [one.shape for one in tensors])
         if form != self._form:
             self._form, self._copies = form, None
             return None
         if self._copies is None:
-            count = passes(sum(one.numel() for one in tensors), tensors[0].device)
+            count = passes(sum(one.numel() for one in tensors))
             if not count or any(type(one) is not Tensor for one in tensors):
                 return None
             self._copies = _Copies(count, keys, tensors)

@@ -9,8 +9,8 @@ tensors nothing overwrote in the first pass wait in the later ones until the for
 2^15 numbers a layer and 2^20 in all on a CPU, and on a GPU 2^25 and 2^26: at most 4 or 256 MiB in float32, most of
 which the backward pass keeps anyway, and inputs that no other layer made. One that is overwritten after all is not
 read in that pass. The larger ones are measured at once. Of a pass in which all wait, hooks take notes only; one that
-repeats the pass before it (`zeromean.diagnostics.routine`) is measured as that was, and on a GPU, where it is small,
-copied and measured with later ones (`zeromean.diagnostics.slots`).
+repeats the pass before it (`zeromean.diagnostics.routine`) is measured as that was, and a small one is copied and
+measured with later ones (`zeromean.diagnostics.slots`).
 """
 
 from __future__ import annotations

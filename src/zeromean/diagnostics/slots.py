@@ -1,7 +1,7 @@
 """Copies of several passes in one memory, measured at once when it is full or when somebody asks.
 
-On a GPU a small network's pass takes longer to measure than to copy, as every operator that is started takes the host
-the same time whether it reads one pass or sixteen.
+A small network's pass takes longer to measure than to copy: every operator that is started takes a GPU's host the same
+time whether it reads one pass or sixteen, and a CPU is slow at first whenever it turns to an operator.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-PASSES = 16
-ON_CPU, ON_CUDA = 0, 2**22
-"""How many numbers may wait as copies (our choice: 16 MiB in float32): a CPU measures as fast as it copies."""
+MOST, FEWEST = 16, 8
+"""How many passes may wait for each other: fewer are not worth it."""
+ROOM = 2**22
+"""How many numbers may wait as copies (our choice: 16 MiB in float32)."""
 
 
-def passes(numbers: int, device: torch.device) -> int:
-    """How many passes of so many numbers may wait; one that would wait alone is measured at once: 0."""
-    room = ON_CUDA if device.type == "cuda" else ON_CPU
-    count = min(PASSES, room // max(1, numbers))
-    return count if count > 1 else 0
+def passes(numbers: int) -> int:
+    """How many passes of so many numbers may wait; 0 where each is measured at once."""
+    count = min(MOST, ROOM // max(1, numbers))
+    return count if count >= FEWEST else 0
 
 
 class Kept:

@@ -209,10 +209,7 @@ class _Job:
             return self._measure(self._picked(tensors), self._members[0].dimension)
         rows = self._rows(tensors)
         whole = torch.cat(rows, 1, out=None if rows[0].is_cuda else self._rooms[rows[0].dtype].resize_(self.shape))
-        found = self._measure(whole, 1)
-        for start, stop, job in self._within:
-            found += job._measure(whole[:, start:stop], 1)
-        return found
+        return self._of_one(whole)
 
     def memory(self, tensors: Tensors, count: int) -> Tensor:
         """For copies of so many passes, ``[P, N, C]``."""
@@ -224,11 +221,19 @@ class _Job:
 
     def measure_copies(self, whole: Tensor) -> list[Tensor]:
         """As `run`, with a row for each pass in every result."""
+        if whole.is_cpu:
+            return [torch.stack(rows) for rows in zip(*map(self._of_one, whole.unbind()), strict=True)]
         if isinstance(self._activation, Tails):
             return [counts(whole, OF_PASSES, self._activation).transpose(0, 1).contiguous()]
         found = list(moments_of_passes(whole))
         for start, stop, job in self._within:
             found += job.measure_copies(whole[:, :, start:stop])
+        return found
+
+    def _of_one(self, whole: Tensor) -> list[Tensor]:
+        found = self._measure(whole, 1)
+        for start, stop, job in self._within:
+            found += job._measure(whole[:, start:stop], 1)
         return found
 
     def _rows(self, tensors: Tensors) -> tuple[Tensor, ...] | list[Tensor]:
@@ -314,7 +319,7 @@ class Layout:
         self._jobs = [self._plan(group, within) for group, within in self._arranged()]
         numbers = sum(math.prod(job.shape) for job in self._jobs)
         can_wait = len(devices) == 1 and all(job.can_wait for job in self._jobs)
-        self._passes = passes(numbers, *devices) if can_wait else 0
+        self._passes = passes(numbers) if can_wait else 0
         self.told = tuple(self._tell(sight, keys) for sight, keys in zip(sights, asked, strict=True))
         del self._wanted
 
