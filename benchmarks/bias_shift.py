@@ -62,6 +62,7 @@ ACTIVATIONS = ("elu", "shifted_relu", "leaky_relu:0.1", "relu")
 NORMS = ("none", "batch")
 QUANTITIES = ("k_minus_one", "shift_ratio", "update_share")
 FIRST_STEP = 30
+TOGETHER = 5  # seeds of an arm in one process on a GPU
 STEPS = {"mlp8": (0, 30, 100, 300, 937, 2811, 9370), "elu11": (0, 30, 100, 300, 1000, 3000)}  # mlp8: 937 an epoch
 IMAGES = {"mlp8": 2000, "elu11": 2000}
 PAIRS = (
@@ -74,7 +75,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Job:
-    """One arm of a network, all its seeds one after the other: on a GPU its step is compiled once."""
+    """One arm of a network, its seeds one after the other: on a GPU its step is compiled once for them."""
 
     network: str
     activation: str
@@ -333,16 +334,17 @@ def main() -> None:
 
 
 def train_all(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
-    """Every arm in a process, on CPUs every run, on GPUs by turns; all rows so far, whenever one is done."""
+    """A few seeds of an arm in a process, on CPUs one, on GPUs by turns; all rows so far, whenever one is done."""
     seeds = tuple(range(options.seeds or (10 if options.network == "mlp8" else 5)))
     steps = tuple(options.steps or STEPS[options.network])
     images = options.images or IMAGES[options.network]
-    groups = [(seed,) for seed in seeds] if options.device == "cpu" else [seeds]
+    size = 1 if options.device == "cpu" else TOGETHER
+    groups = [seeds[first : first + size] for first in range(0, len(seeds), size)]
     devices = ["cpu"] if options.device == "cpu" else [f"cuda:{gpu}" for gpu in range(torch.cuda.device_count())]
-    arms = itertools.product(options.activations, options.norms, groups)
+    arms = itertools.product(groups, options.activations, options.norms)
     jobs = [
-        Job(options.network, *arm, steps, images, device)
-        for arm, device in zip(arms, itertools.cycle(devices), strict=False)
+        Job(options.network, activation, norm, group, steps, images, device)
+        for (group, activation, norm), device in zip(arms, itertools.cycle(devices), strict=False)
     ]
     place = {name: number for number, name in enumerate((*options.activations, *options.norms))}
     started, context = time.perf_counter(), multiprocessing.get_context("spawn")
