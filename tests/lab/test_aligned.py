@@ -50,7 +50,7 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-@pytest.mark.parametrize("padding", ["alternate", "one", "one_ceil"])
+@pytest.mark.parametrize("padding", ["alternate", "one", "ceil", "one_ceil"])
 @pytest.mark.parametrize("activation", ["elu", "relu", "shifted_relu", "leaky_relu", "mpelu", "prelu", "rrelu", "mish"])
 def test_it_is_the_same_function(
     activation: str, norm: str, padding: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
