@@ -44,7 +44,7 @@ from zeromean.lab.nets import NETWORKS, mlp
 from zeromean.lab.plan import device_facts, git_state
 
 EVERY, MEASURED = 10, 5
-SECONDS = 6.0
+SECONDS = 12.0
 WARM = 3
 
 
