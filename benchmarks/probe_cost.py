@@ -215,11 +215,16 @@ def summing_up(subject: Subject, step: Callable[[], None], device: torch.device)
     def measured(slots: Slots) -> None:
         spent.append(timed(lambda: measure(slots), device))
 
+    found = []
     with zm.probe(subject.model) as probe, patch.object(Slots, "measure", measured):
-        for _ in range(WAITING):
-            step()
-    first, second = timed(probe.report, device), timed(probe.report, device)  # the second finds nothing left to sum up
-    return max(0.0, sum(spent) + first - second) / WAITING
+        for _ in range(WARM):
+            spent.clear()
+            for _ in range(WAITING):
+                step()
+            measuring = sum(spent)
+            first, second = timed(probe.report, device), timed(probe.report, device)  # the second has nothing to sum up
+            found.append(max(0.0, measuring + first - second) / WAITING)
+    return statistics.median(found)
 
 
 def effort(subject: Subject, step: Callable[[], None], device: torch.device) -> dict[str, int]:
