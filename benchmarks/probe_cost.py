@@ -46,6 +46,7 @@ from zeromean.lab.plan import device_facts, git_state
 EVERY, MEASURED = 10, 5
 SECONDS = 12.0
 WARM = 3
+SUMMED_UP = 3
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def summing_up(subject: Subject, step: Callable[[], None], device: torch.device)
 
     found = []
     with zm.probe(subject.model) as probe, patch.object(Slots, "measure", measured):
-        for _ in range(WARM):
+        for _ in range(SUMMED_UP):
             spent.clear()
             for _ in range(WAITING):
                 step()

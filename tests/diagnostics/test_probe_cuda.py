@@ -1,7 +1,6 @@
 """On a GPU a probe tells what it tells on a CPU, and the training does not notice."""
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zeromean as zm
+from tests.diagnostics.test_probe_slots import assert_alike, numbers
 from zeromean.diagnostics import slots, together
 from zeromean.diagnostics.report import Report
 
@@ -57,19 +57,8 @@ def trained(
     return twin, probe.report() if watched else None
 
 
-def assert_alike(found: Report, wanted: Report) -> None:
-    assert [layer.name for layer in found.layers] == [layer.name for layer in wanted.layers]
-    for layer, other in zip(found.layers, wanted.layers, strict=True):
-        assert layer.notes == other.notes
-        for kind in ("series", "of_units"):
-            own, expected = getattr(layer, kind), getattr(other, kind)
-            assert own.keys() == expected.keys()
-            for quantity, values in expected.items():
-                assert all(map(near, own[quantity], values)), (layer.name, quantity)
-
-
-def near(a: float | None, b: float | None) -> bool:
-    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4)
+def assert_told_alike(found: Report, wanted: Report) -> None:
+    assert_alike(numbers(found), numbers(wanted), relative=1e-3, absolute=1e-4)
 
 
 SIZES = {"alike": [32] * (2 * slots.MOST + 5), "in turns": [32, 7] * 10, "two by two": [32, 32, 7, 7] * 5}
@@ -83,7 +72,7 @@ def test_a_watched_training_is_told_as_on_a_cpu(build: Callable[[], nn.Module], 
     reports = [trained(model, drawn, device)[1] for device in (GPU, CPU)]
     assert reports[0] is not None
     assert reports[1] is not None
-    assert_alike(reports[0], reports[1])
+    assert_told_alike(reports[0], reports[1])
 
 
 @pytest.mark.parametrize(("join", "room"), [(0, slots.ROOM), (together.JOIN, 0)], ids=["each alone", "at once"])
@@ -96,7 +85,7 @@ def test_large_maps_are_measured_as_small_ones(join: int, room: int, monkeypatch
     other = trained(model, drawn, GPU)[1]
     assert usual is not None
     assert other is not None
-    assert_alike(other, usual)
+    assert_told_alike(other, usual)
 
 
 @pytest.mark.parametrize("build", [dense, learned, convolutional])
@@ -131,4 +120,4 @@ def test_a_measured_batch_is_told_as_on_a_cpu(build: Callable[[], nn.Module], pr
     for device in (GPU, CPU):
         twin = copy.deepcopy(model).to(device)
         found.append(zm.probe.measure(twin, batch[0].double().to(device), batch[1].to(device), preset, fisher="exact"))
-    assert_alike(*found)
+    assert_told_alike(*found)

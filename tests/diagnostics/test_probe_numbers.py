@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -167,6 +168,10 @@ def test_a_step_is_a_forward_pass_and_every_chooses_some() -> None:
         for _ in range(4):
             model(x)
     assert p.report().steps == (1, 2)
+    with zm.probe(model, every=np.int64(2)) as p:  # type: ignore[arg-type]
+        for _ in range(4):
+            model(x)
+    assert p.report().steps == (0, 2)
 
 
 def test_many_passes_are_summed_up_together() -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 import zeromean as zm
 from tests.diagnostics.test_probe_gradients import Counting
 from zeromean.diagnostics import gradients, slots
+from zeromean.diagnostics.moments import OF_PASSES, counts, moments, moments_of_passes
 from zeromean.diagnostics.report import Report
+from zeromean.diagnostics.tails import tails
 
 
 @pytest.fixture(autouse=True)
@@ -45,17 +47,17 @@ def batches(sizes: list[int], **kind: Any) -> Iterator[Tensor]:
     return iter([torch.randn(count, 6, **kind) for count in sizes])
 
 
-def assert_alike(found: object, wanted: object) -> None:
+def assert_alike(found: object, wanted: object, relative: float = 1e-4, absolute: float = 1e-6) -> None:
     if isinstance(found, dict) and isinstance(wanted, dict):
         assert found.keys() == wanted.keys()
         for key, value in found.items():
-            assert_alike(value, wanted[key])
+            assert_alike(value, wanted[key], relative, absolute)
     elif isinstance(found, list) and isinstance(wanted, list):
         assert len(found) == len(wanted)
         for one, other in zip(found, wanted, strict=True):
-            assert_alike(one, other)
+            assert_alike(one, other, relative, absolute)
     elif isinstance(found, float) and isinstance(wanted, float):
-        assert math.isclose(found, wanted, rel_tol=1e-4, abs_tol=1e-6), (found, wanted)
+        assert math.isclose(found, wanted, rel_tol=relative, abs_tol=absolute), (found, wanted)
     else:
         assert found == wanted
 
@@ -80,7 +82,7 @@ def test_what_waits_is_measured_as_it_is(kind: type[nn.Module], sizes: str, monk
     for room in (0, slots.ROOM):
         monkeypatch.setattr(slots, "ROOM", room)
         reports.append(numbers(watched(network(kind), batches(SIZES[sizes]))))
-    assert_alike(*reports)
+    assert_alike(reports[0], reports[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -89,7 +91,7 @@ def test_other_types_wait_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
     for room in (0, slots.ROOM):
         monkeypatch.setattr(slots, "ROOM", room)
         reports.append(numbers(watched(network(nn.Tanh).to(dtype), batches([8] * 40, dtype=dtype))))
-    assert_alike(*reports)
+    assert_alike(reports[0], reports[1])
 
 
 def test_a_report_in_between_changes_nothing() -> None:
@@ -116,3 +118,14 @@ def test_only_small_passes_wait() -> None:
     assert slots.passes(1) == slots.MOST
     assert slots.passes(slots.ROOM // slots.FEWEST) == slots.FEWEST
     assert slots.passes(slots.ROOM // slots.FEWEST + 1) == slots.passes(slots.ROOM) == 0
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.Tanh, nn.LeakyReLU, zm.nn.ELU])
+def test_passes_one_behind_the_other_are_measured_apart(kind: type[nn.Module]) -> None:
+    """As on a GPU, which measures all of them by the operators of one."""
+    x, limits = 2 * torch.randn(5, 9, 7, generator=torch.Generator().manual_seed(0)), tails(kind())
+    mean, variance = moments_of_passes(x)
+    together = counts(x, OF_PASSES, limits)
+    for place, one in enumerate(x):
+        torch.testing.assert_close((mean[place], variance[place]), moments(one, 1))
+        torch.testing.assert_close(together[:, place], counts(one, 1, limits))

@@ -5,7 +5,7 @@ of all when the engine has finished. Gradients above `HELD` numbers (on a GPU `H
 there takes as long as running it on that many; `TOGETHER` in all: our choice) are measured as they arrive, so that no
 large one stays alive for the probe's sake. A weight's is read from ``.grad``, without a hook, where the first measured
 pass showed that this is what the backward pass left there and where nothing lay before; elsewhere a hook on the weight
-hears it.
+hears it. On a GPU the gradients of a small network are copied instead, and the norms of several passes found at once.
 """
 
 from __future__ import annotations

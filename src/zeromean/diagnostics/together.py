@@ -310,7 +310,7 @@ class Layout:
         self._rooms = rooms
         self._grouped = grouped
         self._wanted: dict[Any, _Group] = {}
-        self._room = JOIN_TOGETHER
+        self._left_to_join = JOIN_TOGETHER
         asked = [self._ask(place, sight, known_tails) for place, sight in enumerate(sights)]
         self._place: dict[Any, tuple[tuple[str, Place], ...]] = {}
         self._folds: dict[int, _Fold] = {}
@@ -363,9 +363,9 @@ class Layout:
         """One measurement, in the group of those that can lie side by side."""
         key = (id(x), dimension, activation)
         member = _member(place, x, dimension)
-        joins = x.device.type in self._grouped and x.ndim > 1 and x.numel() <= min(JOIN, self._room)
+        joins = x.device.type in self._grouped and x.ndim > 1 and x.numel() <= min(JOIN, self._left_to_join)
         joins = joins and not isinstance(activation, nn.Module) and (member.positions == 1 or FOLDS)
-        self._room -= x.numel() if joins else 0
+        self._left_to_join -= x.numel() if joins else 0
         group = self._wanted.setdefault((activation, member.rows, x.dtype, x.device) if joins else key, {})
         group.setdefault(key, (member, x.device))
         return key

@@ -107,7 +107,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         self._steps = 0
         self._busy = False
         self._pass: Pass | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._hook: RemovableHandle | None = None
         self._key = RemovableHandle(OrderedDict()).id
         self._running: nn.Module | None = None
 
@@ -156,7 +156,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         return one.report()
 
     def __enter__(self) -> Self:
-        if self._hooks:
+        if self._hook is not None:
             raise ValueError("the probe is entered already: leave it first, or make another one")
         model = self._model
         if runs_compiled(model) and getattr(model, "_compiled_call_impl", None) is not None:
@@ -166,14 +166,15 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             )
         anchor = model if runs_compiled(model) else self._root
         self._training = self._root.training
-        self._hooks = [anchor.register_forward_pre_hook(self._before, prepend=True)]
+        self._hook = anchor.register_forward_pre_hook(self._before, prepend=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
         self._unhook()
         self._end_pass()
 
@@ -214,7 +215,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             self._end_pass()
         step, every = self._steps, self._every
         self._steps = step + 1
-        if step % every if isinstance(every, int) else not every(step):
+        if not every(step) if callable(every) else step % every:
             return
         if self._batch[0] is not None:
             self._run_batch(step)
