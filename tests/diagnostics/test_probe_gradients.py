@@ -155,6 +155,111 @@ def test_a_backward_pass_that_fails_leaves_nothing_behind() -> None:
     assert [value is None for value in values] == [False, True, False, False]
 
 
+class Heads(nn.Module):
+    """Two linear heads on one trunk.
+
+    Attributes:
+        used: which of them the loss reads.
+        hidden: the trunk's output.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.act, self.first, self.second = nn.Linear(6, 8), nn.ELU(), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.used: tuple[int, ...] = (0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hidden = self.trunk(x)
+        activations = self.act(self.hidden)
+        scores = [(place + 2) * head(activations) for place, head in enumerate((self.first, self.second))]
+        return torch.stack([scores[place] for place in self.used]).sum(0)
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each pass that repeats another takes the gradients of its outputs into lists."""
+    found: list[bool] = []
+    usual = gradients.Gradients.of_pass
+
+    def noted(self: gradients.Gradients, wanted: gradients.Wanted, outputs: list[Tensor]) -> None:
+        usual(self, wanted, outputs)
+        found.append(bool(self._lists))
+
+    monkeypatch.setattr(gradients.Gradients, "of_pass", noted)
+    return found
+
+
+Norms = dict[str, dict[str, tuple[float | None, ...]]]
+
+
+def norms(model: Heads, passes: int, behind: Callable[[int], object] = lambda number: None) -> Norms:
+    """Of every layer and pass; `behind` is called with the pass's number between forward and backward pass."""
+    torch.manual_seed(1)
+    batches = [torch.randn(7, 6) for _ in range(passes)]
+    with zm.probe(model) as p:
+        for number, x in enumerate(batches):
+            loss = model(x).square().sum()
+            behind(number)
+            loss.backward()
+            model.zero_grad()
+    return {
+        one.name: {key: values for key, values in one.series.items() if "gradient" in key} for one in p.report().layers
+    }
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_lists_hold_what_functions_hear(copied: bool, listed: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    if copied:
+        monkeypatch.setattr(gradients, "COPIED", frozenset({"cpu"}))
+    by_list = norms(Heads(), 6)
+    monkeypatch.setattr(gradients.Gradients, "_is_orderly", lambda *given: False)
+    by_function = norms(Heads(), 6)
+    assert listed == [False, True, True, True] + [False] * 4
+    for name, series in by_function.items():
+        for key, values in series.items():
+            assert None not in values
+            assert by_list[name][key] == pytest.approx(values, rel=1e-5), (name, key)
+
+
+def test_where_the_last_output_has_no_gradient_functions_hear_from_then_on(listed: list[bool]) -> None:
+    model = Heads()
+
+    def leave_out(number: int) -> None:
+        model.used = (0,) if number == 3 else (0, 1)  # of the next pass
+
+    found = norms(model, 7, leave_out)
+    assert listed == [False, True, True, False, False]
+    assert None not in found["trunk"]["output_gradient"]
+    # The pass in which it happened has lost the gradients of weights.
+    for name in ("trunk", "first", "second"):
+        assert [value is None for value in found[name]["weight_gradient"]] == [number == 4 for number in range(7)]
+
+
+def test_a_gradient_written_to_later_is_not_measured(listed: list[bool]) -> None:
+    model = Heads()
+
+    def write(number: int) -> None:
+        if number == 3:
+            model.hidden.register_hook(lambda gradient: gradient.mul_(2))
+
+    found, usual = norms(model, 5, write), norms(Heads(), 5)
+    assert listed[:3] == [False, True, True]
+    assert found["trunk"]["output_gradient"][3] is None
+    assert found["trunk"]["weight_gradient"][3] == pytest.approx(
+        2 * (usual["trunk"]["weight_gradient"][3] or 0), rel=1e-5
+    )
+    assert found["first"] == usual["first"]
+
+
+def test_passes_that_are_not_orderly_stay_with_functions(listed: list[bool]) -> None:
+    model = Heads()
+    model.used = (0,)
+    found = norms(model, 5)
+    assert not any(listed)
+    assert None not in found["trunk"]["weight_gradient"]
+
+
 class Counting(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

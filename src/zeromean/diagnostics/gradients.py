@@ -6,12 +6,16 @@ there takes as long as running it on that many; `TOGETHER` in all: our choice) a
 large one stays alive for the probe's sake. A weight's is read from ``.grad``, without a hook, where the first measured
 pass showed that this is what the backward pass left there and where nothing lay before; elsewhere a hook on the weight
 hears it. On a GPU the gradients of a small network are copied instead, and the norms of several passes found at once.
+
+Where a pass repeats one whose last output had its gradient first, and whose outputs each had one that nobody wrote to
+afterwards, only that of the last output calls a function of ours; the others go into lists, without one.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -28,6 +32,24 @@ COPIED = frozenset({"cuda"})
 _KEY = RemovableHandle(OrderedDict()).id
 
 Key = tuple[str, Literal["weight_gradient", "output_gradient"]]
+Parameters = Mapping[str, Any]
+Hook = Callable[[Tensor], Tensor | None]
+
+
+@dataclass
+class Wanted:
+    """The gradients of a pass that repeats.
+
+    Attributes:
+        outputs: layers and quantities, in the order of the calls.
+        weights: layers and quantities, the parameters of their modules, and whether the gradient of the layer's output
+            is asked for too.
+        orderly: whether lists suffice for the outputs' gradients; None until one pass has shown it.
+    """
+
+    outputs: Sequence[Key]
+    weights: Sequence[tuple[Key, Parameters, bool]]
+    orderly: bool | None = None
 
 
 class Gradients:
@@ -49,12 +71,14 @@ class Gradients:
         self._gathered = gathered
         self._first = first
         self._handles: list[RemovableHandle] = []
-        self._hung: list[dict[int, Callable[[Tensor], Tensor | None]]] = []
+        self._hung: list[dict[int, Hook]] = []
         self._weights: list[tuple[Key, Tensor]] = []
         self._held: list[tuple[Key, Tensor, int]] = []
         self._heard: dict[str, int] = {}
         self._size = 0
         self._queued = False
+        self._wanted: Wanted | None = None
+        self._lists: list[list[Tensor]] = []
 
     @property
     def arrived(self) -> bool:
@@ -83,14 +107,63 @@ class Gradients:
         if not trusted:
             self._listen(key, weight)
 
+    def of_pass(self, wanted: Wanted, outputs: Sequence[Tensor]) -> None:
+        """Listen to all of a pass that repeats, whose outputs are given as `wanted` names them."""
+        self._wanted = wanted
+        if wanted.orderly and self._list(outputs):
+            self._weights = [(key, parameters["weight"]) for key, parameters, _ in wanted.weights]
+            return
+        for key, y in zip(wanted.outputs, outputs, strict=True):
+            self.of_output(key, y)
+        for key, parameters, announced in wanted.weights:
+            self.of_weight(key, parameters["weight"], announced=announced)
+
     def end(self) -> None:
         """Remove the hooks, and measure what a backward pass that failed has left."""
         while self._handles:
             self._handles.pop().remove()
-        while self._hung:
-            self._hung.pop().pop(_KEY, None)
+        self._unhang()
         if self._queued:
             self._finish()
+        elif self._wanted is not None and any(self._lists):
+            # The last output had no gradient: by now those of the weights may be something else.
+            self._wanted.orderly = False
+            self._measure(self._listed())
+
+    def _list(self, outputs: Sequence[Tensor]) -> bool:
+        """As `of_output` for each, but that only the last one's gradient calls a function of ours.
+
+        Returns:
+            Whether it could be done; nobody listens otherwise.
+        """
+        lists, hung = list[list[Tensor]](), self._hung
+        for y in outputs:
+            lists.append([])
+            if not _hang(y, lists[-1].append, hung):
+                self._unhang()
+                return False
+
+        def hear(gradient: Tensor) -> None:
+            lists[-1].append(gradient)
+            if not self._queued:
+                self._begin()
+
+        hung[-1][_KEY] = hear
+        self._lists = lists
+        return True
+
+    def _unhang(self) -> None:
+        while self._hung:
+            self._hung.pop().pop(_KEY, None)
+
+    def _listed(self) -> list[tuple[Key, Tensor]]:
+        """What came into the lists, but for what was written to since."""
+        assert self._wanted is not None
+        both = zip(self._wanted.outputs, self._lists, strict=True)
+        found = [(key, one) for key, arrived in both for one in arrived if not one._version]
+        for arrived in self._lists:
+            arrived.clear()
+        return found
 
     def _listen(self, key: Key, weight: Tensor) -> None:
         def hear(gradient: Tensor) -> None:
@@ -112,16 +185,9 @@ class Gradients:
         else:
             self._measure([(key, gradient)])
 
-    def _hang(self, tensor: Tensor, hear: Callable[[Tensor], Tensor | None]) -> None:
-        """As `Tensor.register_hook` does, without a handle, which takes most of its time."""
-        if type(tensor) is not Tensor or tensor._backward_hooks is not None or (node := tensor.grad_fn) is None:
+    def _hang(self, tensor: Tensor, hear: Hook) -> None:
+        if not _hang(tensor, hear, self._hung):
             self._handles.append(tensor.register_hook(hear))
-            return
-        hooks: dict[int, Callable[[Tensor], Tensor | None]] = OrderedDict()
-        tensor._backward_hooks = hooks
-        node._register_hook_dict(tensor)
-        hooks[_KEY] = hear
-        self._hung.append(hooks)
 
     def _begin(self) -> None:
         """The first gradient of a backward pass: those of weights are still to come."""
@@ -143,8 +209,25 @@ class Gradients:
         if self._first:
             self._learn()
         else:
+            if self._lists:
+                found += self._listed()
+            elif self._wanted is not None and self._wanted.orderly is None:
+                self._wanted.orderly = self._is_orderly(held)
             found += [(key, gradient) for key, weight in self._weights if (gradient := weight.grad) is not None]
         self._measure(found)
+
+    def _is_orderly(self, held: Sequence[tuple[Key, Tensor, int]]) -> bool:
+        """Whether what hooks heard were new tensors, one of each output and the last one's first, and nothing else."""
+        assert self._wanted is not None
+        wanted, keys = self._wanted, [key for key, _, _ in held]
+        weights = [key for key, _ in self._weights]
+        return (
+            keys[:1] == list(wanted.outputs[-1:])
+            and sorted(keys) == sorted(wanted.outputs)
+            and weights == [key for key, _, _ in wanted.weights]
+            and not self._handles
+            and all(one._version == written == 0 for _, one, written in held)
+        )
 
     def _learn(self) -> None:
         """Trust the weights in whose ``.grad`` lies what their hook heard, by the place in memory."""
@@ -156,12 +239,19 @@ class Gradients:
 
     def _measure(self, found: Sequence[tuple[Key, Tensor]]) -> None:
         """Those of one type and device by one operator."""
-        kinds = {(one.dtype, one.device) for _, one in found}
+        if not found:
+            return
+        keys, tensors = zip(*found, strict=True)
+        looks = [(one.dtype, one.device, one.shape) for one in tensors]
         with torch.no_grad():
+            if (copied := self._gathered.take(keys, looks, tensors)) is not None:
+                self.norms.append(copied)
+                return
+            kinds = {look[:2] for look in looks}
             for kind in kinds:
-                alike = found if len(kinds) == 1 else [one for one in found if (one[1].dtype, one[1].device) == kind]
+                alike = [one for one, look in zip(found, looks, strict=True) if look[:2] == kind]
                 keys, tensors = zip(*alike, strict=True)
-                self.norms.append(self._gathered.take(keys, tensors) or (keys, _norms(tensors)))
+                self.norms.append((keys, _norms(tensors)))
 
 
 class Gathered:
@@ -171,17 +261,25 @@ class Gathered:
         self._form: Any = None
         self._copies: _Copies | None = None
 
-    def take(self, keys: Sequence[Key], tensors: Sequence[Tensor]) -> tuple[tuple[Key, ...], Kept] | None:
-        """Copy gradients whose norms are found later, if they are like those that were given last."""
+    def take(
+        self, keys: tuple[Key, ...], looks: Sequence[Any], tensors: tuple[Tensor, ...]
+    ) -> tuple[tuple[Key, ...], Kept] | None:
+        """Copy gradients whose norms are found later, if they are like those that were given last.
+
+        Args:
+            keys: of the gradients.
+            looks: type, device and shape of each.
+            tensors: the gradients.
+        """
         if tensors[0].device.type not in COPIED:
             return None
-        form = (keys, tensors[0].dtype, tensors[0].device, [one.shape for one in tensors])
-        if form != self._form:
+        if (form := (keys, looks)) != self._form:
             self._form, self._copies = form, None
             return None
         if self._copies is None:
             count = passes(sum(one.numel() for one in tensors))
-            if not count or any(type(one) is not Tensor for one in tensors):
+            alike = len({look[:2] for look in looks}) == 1 and all(type(one) is Tensor for one in tensors)
+            if not count or not alike:
                 return None
             self._copies = _Copies(count, keys, tensors)
         return self._copies.keys, self._copies.take(tensors)
@@ -217,6 +315,22 @@ class _Copies:
     def _measure(self, count: int) -> list[Tensor]:
         sizes = [torch.linalg.vector_norm(one[:count], dim=2, dtype=self._wide) for one in self._memory]
         return [torch.cat(sizes, 1).float()]
+
+
+def _hang(tensor: Tensor, hear: Hook, hung: list[dict[int, Hook]]) -> bool:
+    """As `Tensor.register_hook` does, without a handle, which takes most of its time.
+
+    Returns:
+        Whether it could be done: not where somebody listens already, or where no operator made the tensor.
+    """
+    if type(tensor) is not Tensor or tensor._backward_hooks is not None or (node := tensor.grad_fn) is None:
+        return False
+    hooks: dict[int, Hook] = OrderedDict()
+    tensor._backward_hooks = hooks
+    node._register_hook_dict(tensor)
+    hooks[_KEY] = hear
+    hung.append(hooks)
+    return True
 
 
 def _norms(tensors: tuple[Tensor, ...]) -> Kept:

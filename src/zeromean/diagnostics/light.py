@@ -151,16 +151,16 @@ class Pass:
         self._waiting: list[Sight] = []
         self._held = 0
         self._entered: dict[str, dict[str, Tensor]] = {}
-        self._hooked: list[_Hooks] = []
+        self._hooked: Sequence[_Hooks] = ()
 
     def begin(self) -> None:
         """Register the forward hooks, as `register_forward_hook` does, with one key for all and no handles."""
         learned, key = self._learned, self._learned.key
         learned.running = self
         try:
-            for one in self._hooks():
+            self._hooked = self._hooks()
+            for one in self._hooked:
                 module = one.module
-                self._hooked.append(one)
                 if one.enter is not None:
                     module._forward_pre_hooks[key] = one.enter
                     module._forward_pre_hooks_with_kwargs[key] = True
@@ -208,7 +208,7 @@ class Pass:
         return _Hooks(layer.module, enter if early else None, note if noted else leave)
 
     def _unhook(self) -> None:
-        hooked, self._hooked, key = self._hooked, [], self._learned.key
+        hooked, self._hooked, key = self._hooked, (), self._learned.key
         if self._learned.running is self:
             self._learned.running = None
         for one in hooked:
@@ -235,10 +235,7 @@ class Pass:
             return False
         self._notes = []
         self.packed = routine.layout.run(tensors)
-        for key, place in routine.outputs:
-            self.gradients.of_output(key, tensors[place])
-        for key, parameters, announced in routine.weights:
-            self.gradients.of_weight(key, cast(Tensor, parameters["weight"]), announced=announced)
+        self.gradients.of_pass(routine.gradients, [tensors[place] for place in routine.outputs])
         return True
 
     def _look_closer(self) -> None:

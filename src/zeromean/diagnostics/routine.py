@@ -6,19 +6,17 @@ over, its notes are held against those of an earlier one, and only where they di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from zeromean.diagnostics.gradients import Key
+from zeromean.diagnostics.gradients import Key, Parameters, Wanted
 from zeromean.diagnostics.layers import Layer
 from zeromean.diagnostics.together import Layout, Sight, flat
 
 Note = tuple[Layer, Tensor, Tensor, int, int]
 """A call: the layer, its input and output, and how often each of these had been written."""
-
-Parameters = Mapping[str, Tensor | None]
 
 
 class Routine:
@@ -26,9 +24,8 @@ class Routine:
 
     Attributes:
         layout: that measures them.
-        outputs: whose gradients are asked for, by their places among the pass's tensors.
-        weights: whose gradients are asked for: the parameters of their modules, and whether the gradient of the layer's
-            output is asked for too.
+        gradients: that are asked for.
+        outputs: of which, by their places among the pass's tensors.
 
     Args:
         sights: of the pass.
@@ -37,25 +34,30 @@ class Routine:
 
     def __init__(self, sights: Sequence[Sight], layout: Layout) -> None:
         self.layout = layout
-        self.outputs: list[tuple[Key, int]] = []
-        self.weights: list[tuple[Key, Parameters, bool]] = []
+        self.outputs: list[int] = []
         self._layers = tuple(one.layer for one in sights)
         self._modules = [one.layer.module for one in sights]
         self._training = [module.training for module in self._modules]
         self._parameters = [module._parameters for module in self._modules if module._parameters]
         self._learns = [_learns(one) for one in self._parameters]
-        self._outputs = [(one.y.shape, one.y.dtype, one.y.requires_grad) for one in sights]
+        # What an activation makes has the shape and type of its input, and nobody asks for its gradient.
+        self._told = [place for place, one in enumerate(sights) if one.layer.role != "activation"]
+        self._outputs = [_look(sights[place].y) for place in self._told]
         first: dict[int, int] = {}
         through = [first.setdefault(id(x), place) for place, x in enumerate(flat(sights))]
         self._same = [(place, one) for place, one in enumerate(through) if place != one]
         self._inputs = [place for place, one in enumerate(through) if place == one and place % 2 == 0]
         self._kinds = [_kind(sights[place // 2].x) for place in self._inputs]
+        outputs: list[Key] = []
+        weights: list[tuple[Key, Parameters, bool]] = []
         for place, one in enumerate(sights):
             announced, parameters = gradients_wanted(one)
             if announced:
-                self.outputs.append(((one.name, "output_gradient"), 2 * place + 1))
+                outputs.append((one.name, "output_gradient"))
+                self.outputs.append(2 * place + 1)
             if parameters is not None:
-                self.weights.append(((one.name, "weight_gradient"), parameters, announced))
+                weights.append(((one.name, "weight_gradient"), parameters, announced))
+        self.gradients = Wanted(outputs, weights)
 
     def tensors(self, notes: Sequence[Note]) -> list[Tensor] | None:
         """Inputs and outputs of the calls noted, if they repeat this routine and nothing was overwritten since.
@@ -71,7 +73,7 @@ class Routine:
             and [_kind(through[place]) for place in self._inputs] == self._kinds
             and [through[place]._version for place in self._inputs] == [x_written[place // 2] for place in self._inputs]
             and all([through[place] is through[one] for place, one in self._same])  # noqa: C419  (lists are faster)
-            and [(y.shape, y.dtype, y.requires_grad) for y in ys] == self._outputs
+            and [_look(ys[place]) for place in self._told] == self._outputs
             and [y._version for y in ys] == list(y_written)
             and [module.training for module in self._modules] == self._training
             and [_learns(one) for one in self._parameters] == self._learns
@@ -91,6 +93,10 @@ def gradients_wanted(sight: Sight) -> tuple[bool, Parameters | None]:
 
 def _kind(x: Tensor | None) -> tuple[Any, ...]:
     return () if x is None or x.is_nested else (x.shape, x.dtype, x.device)
+
+
+def _look(y: Tensor) -> tuple[Any, ...]:
+    return y.shape, y.dtype, y.requires_grad
 
 
 def _learns(parameters: Parameters) -> bool | None:
