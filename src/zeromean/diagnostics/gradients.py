@@ -243,7 +243,7 @@ class Gradients:
             return
         keys, tensors = zip(*found, strict=True)
         looks = [(one.dtype, one.device, one.shape) for one in tensors]
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             if (copied := self._gathered.take(keys, looks, tensors)) is not None:
                 self.norms.append(copied)
                 return

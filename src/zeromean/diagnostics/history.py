@@ -1,7 +1,7 @@
-"""From tensors of one value a unit to numbers of a layer, kept for every measured step.
+"""Numbers of layers, kept for every measured step.
 
 Passes wait as tensors until `WAITING` of them are there, so that summing up costs little a step and waits for a GPU
-seldom. The values of single units are kept of the last pass only.
+seldom. The values of single units are kept of the last pass only, and where they were measured until somebody asks.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeromean.diagnostics.averages import Averages, Where, fetched
 from zeromean.diagnostics.gradients import Key
 from zeromean.diagnostics.light import Pass, Seen
 from zeromean.diagnostics.report import LayerReport, Values
-from zeromean.diagnostics.slots import Kept
-from zeromean.diagnostics.together import Layout, Packed
+from zeromean.diagnostics.slots import Kept, beside, side_by_side
+from zeromean.diagnostics.together import Packed, Place, Told
 
 WAITING = 64
-MOST_OF_THE_BATCH = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,48 +32,39 @@ class _Waiting:
         step: when.
         packed: what was measured together.
         seen: the other layers.
-        gradients: whose norms are found.
-        norms: those norms.
+        norms: of gradients.
+        form: see `_form`, which looks at tensors while a processor has them at hand.
     """
 
     step: int
     packed: Packed | None
     seen: tuple[Seen, ...]
-    gradients: tuple[Key, ...]
-    norms: list[Kept]
+    norms: tuple[tuple[tuple[Key, ...], Kept], ...]
+    form: tuple[Any, ...]
 
     @property
-    def layout(self) -> Layout | None:
-        """By which layers were measured together."""
-        return None if self.packed is None else self.packed.layout
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Results of the layout, and the values of the other layers."""
-        together = () if self.packed is None else self.packed.kept.results
-        return [*together, *(values for one in self.seen for values in one.of_units.values())]
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What passes whose tensors can lie side by side have in common."""
-        of_seen = (
-            (one.name, one.samples, one.notes, *((key, x.shape, x.dtype, x.device) for key, x in one.of_units.items()))
-            for one in self.seen
-        )
-        return (self.layout, *of_seen)
+    def told(self) -> tuple[Told, ...]:
+        """The layers that were measured together."""
+        return () if self.packed is None else self.packed.layout.told
 
 
-@dataclass(frozen=True)
-class _Calls:
-    """What a layer showed in some passes: values ``[passes, units]`` of each quantity, and its last call."""
+def _form(measured: Pass) -> tuple[Any, ...]:
+    """What passes whose tensors can lie side by side have in common."""
+    of_seen = [
+        (one.name, one.samples, one.notes, values["mean"].device, *values, *map(Tensor.numel, values.values()))
+        for one in measured.seen.values()
+        for values in (one.of_units,)
+    ]
+    return (None if measured.packed is None else measured.packed.layout, *of_seen)
 
-    seen: Seen
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A layer in passes that are alike, and where its numbers are found."""
+
+    name: str
     steps: Sequence[int]
-    of_units: Mapping[str, Tensor]
-
-
-_Rows = list[tuple[str, Sequence[int]]]
-"""Names of layers, and the steps for which there are values."""
+    places: Sequence[Where]
 
 
 class History:
@@ -86,10 +77,10 @@ class History:
     def __init__(self) -> None:
         self.steps: list[int] = []
         self._waiting: list[_Waiting] = []
-        self._summed_up: list[tuple[_Rows, dict[str, Tensor]]] = []
+        self._summed_up: list[tuple[list[_Call], dict[Any, dict[str, Tensor]]]] = []
         self._norms: list[tuple[tuple[Key, ...], list[int], Tensor]] = []
         self._series: dict[str, dict[str, dict[int, float]]] = {}
-        self._last: dict[str, tuple[int, Seen]] = {}
+        self._last: dict[str, tuple[int, Seen | Told, Packed | None]] = {}
         self._units: dict[str, dict[str, Values]] = {}
 
     def add(self, step: int, measured: Pass) -> None:
@@ -97,9 +88,8 @@ class History:
         self.steps.append(step)
         if len(self._waiting) >= WAITING:
             self._sum_up()
-        seen, found = tuple(measured.seen.values()), measured.gradients.norms
-        gradients = tuple(key for keys, _ in found for key in keys)
-        self._waiting.append(_Waiting(step, measured.packed, seen, gradients, [sizes for _, sizes in found]))
+        seen, norms = tuple(measured.seen.values()), tuple(measured.gradients.norms)
+        self._waiting.append(_Waiting(step, measured.packed, seen, norms, _form(measured)))
 
     def add_values(self, step: int, values: Mapping[str, Mapping[str, float]]) -> None:
         """Take in numbers of layers that were found otherwise."""
@@ -115,9 +105,9 @@ class History:
         """Every layer that was seen, in the order of the first pass."""
         self._sum_up()
         self._write_down()
-        return tuple(self._layer(seen) for _, seen in self._last.values() if "mean" in seen.of_units)
+        return tuple(self._layer(one, of_units) for one, of_units in self._last_values() if "mean" in of_units)
 
-    def _layer(self, seen: Seen) -> LayerReport:
+    def _layer(self, seen: Seen | Told, of_units: Mapping[str, Tensor]) -> LayerReport:
         series = {
             quantity: tuple(rounded(values.get(step, math.nan)) for step in self.steps)
             for quantity, values in self._series.get(seen.name, {}).items()
@@ -126,12 +116,12 @@ class History:
             name=seen.name,
             kind=seen.kind,
             role=seen.role,
-            units=seen.of_units["mean"].numel(),
+            units=of_units["mean"].numel(),
             weights=seen.weights,
             samples=seen.samples,
             notes=seen.notes,
             series=series,
-            of_units={name: tuple(numbers(values)) for name, values in _of_units(seen).items()}
+            of_units={name: tuple(numbers(values)) for name, values in _of_units(of_units, seen.samples).items()}
             | self._units.get(seen.name, {}),
         )
 
@@ -144,123 +134,110 @@ class History:
         alike: dict[Any, list[_Waiting]] = {}
         for one in waiting:
             alike.setdefault(one.form, []).append(one)
-        self._sum_up_calls([one for passes in alike.values() for one in _calls(passes)])
-        with_norms: dict[tuple[tuple[Key, ...], Any], list[tuple[int, list[Tensor]]]] = {}
-        for one in waiting:
-            if one.gradients:
-                # The same gradients may be found in other portions where a batch is larger.
-                norms = [sizes for kept in one.norms for sizes in kept.results]
-                portions = tuple((sizes.numel(), sizes.device) for sizes in norms)
-                with_norms.setdefault((one.gradients, portions), []).append((one.step, norms))
-        for (gradients, _), passes in with_norms.items():
-            found = torch.cat(_fetched([norms for _, norms in passes]), 1)
-            self._norms.append((gradients, [step for step, _ in passes], found))
+        averages, calls = Averages(), []
+        for passes in alike.values():
+            steps = [one.step for one in passes]
+            calls += [_Call(name, steps, averages.add(samples, values)) for name, samples, values in _calls(passes)]
+            self._keep_last(passes[-1])
+        found, norms = averages.found(), list(_norms(waiting))
+        plain = iter(fetched([*(one for of in found.values() for one in of.values()), *(one for *_, one in norms)]))
+        self._summed_up.append((calls, {group: {key: next(plain) for key in of} for group, of in found.items()}))
+        self._norms += [(keys, steps, next(plain)) for keys, steps, _ in norms]
 
-    def _sum_up_calls(self, calls: Sequence[_Calls]) -> None:
-        """Those with as many units of the same quantities together."""
-        alike: dict[tuple[Any, ...], list[_Calls]] = {}
+    def _keep_last(self, last: _Waiting) -> None:
+        """What a report shows of single units."""
+        calls: tuple[Seen | Told, ...] = (*last.told, *last.seen)
         for one in calls:
-            name, step = one.seen.name, one.steps[-1]
-            if name not in self._last or self._last[name][0] <= step:
-                self._last[name] = step, one.seen
-            alike.setdefault(tuple((key, values.shape[1]) for key, values in one.of_units.items()), []).append(one)
-        for group in alike.values():
-            stacked = {key: torch.cat([one.of_units[key] for one in group]) for key in group[0].of_units}
-            samples = [one.seen.samples for one in group for _ in one.steps]
-            self._summed_up.append(([(one.seen.name, one.steps) for one in group], _of_layer(stacked, samples)))
+            if one.name not in self._last or self._last[one.name][0] <= last.step:
+                self._last[one.name] = last.step, one, last.packed if isinstance(one, Told) else None
+
+    def _last_values(self) -> list[tuple[Seen | Told, dict[str, Tensor]]]:
+        """Every layer that was seen, and the values of its units in its last pass, on the CPU."""
+        packed = {id(one): one for _, _, one in self._last.values() if one is not None}
+        found = {which: _found([one]) for which, one in packed.items()}
+        last: list[tuple[Seen | Told, Mapping[str, Tensor]]] = [
+            (
+                one,
+                {key: found[id(of)][place] for key, place in one.places.items()}
+                if isinstance(one, Told)
+                else one.of_units,
+            )
+            for _, one, of in self._last.values()
+        ]
+        plain = iter(fetched([values for _, of_units in last for values in of_units.values()]))
+        return [(one, {key: next(plain).flatten() for key in of_units}) for one, of_units in last]
 
     def _write_down(self) -> None:
         """Sort what was summed up by layers, quantities and steps."""
         summed_up, self._summed_up = self._summed_up, []
-        for rows, found in summed_up:
-            for quantity, values in found.items():
-                plain = iter(values.tolist())
-                for name, steps in rows:
-                    self._of(name, quantity).update({step: next(plain) for step in steps})
+        for calls, found in summed_up:
+            plain = {group: {key: values.tolist() for key, values in of.items()} for group, of in found.items()}
+            for one in calls:
+                for prefix, group, start in one.places:
+                    for key, values in plain[group].items():
+                        if prefix + key != "input_spread":
+                            numbers = values[start : start + len(one.steps)]
+                            self._of(one.name, prefix + key).update(zip(one.steps, numbers, strict=True))
         norms, self._norms = self._norms, []
-        for gradients, steps, sizes in norms:
-            for step, row in zip(steps, sizes.tolist(), strict=True):
-                for (name, quantity), size in _of_all_passes(gradients, row).items():
-                    self._of(name, quantity)[step] = size
+        for keys, steps, sizes in norms:
+            for (name, quantity), column in _of_all_passes(keys, sizes.T.tolist()).items():
+                self._of(name, quantity).update(zip(steps, column, strict=True))
 
 
-def _of_all_passes(gradients: Sequence[Key], norms: Sequence[float]) -> dict[Key, float]:
+def _of_all_passes(keys: Sequence[Key], norms: Sequence[list[float]]) -> dict[Key, list[float]]:
     """Of several backward passes, the root of the sum of squares."""
-    found: dict[Key, float] = {}
-    for key, size in zip(gradients, norms, strict=True):
-        found[key] = math.hypot(found[key], size) if key in found else size
+    found: dict[Key, list[float]] = {}
+    for key, sizes in zip(keys, norms, strict=True):
+        found[key] = list(map(math.hypot, found[key], sizes)) if key in found else sizes
     return found
 
 
-def _calls(passes: Sequence[_Waiting]) -> Iterator[_Calls]:
-    """Cut the layers' numbers out of the tensors of passes that are alike."""
-    first, steps = passes[0], [one.step for one in passes]
-    columns = _fetched([one.tensors for one in passes])
-    layout = first.layout
-    if layout is not None:
-        results, columns = columns[: layout.results], columns[layout.results :]
-        results = [one.float() for one in layout.finish(results)]
-        last = [one[-1].clone() for one in results]
-        for told in layout.told:
-            of_last = {name: last[which][start:stop] for name, (which, start, stop) in told.places.items()}
-            seen = Seen(told.name, told.kind, told.role, told.samples, told.weights, told.notes, of_last)
-            of_all = {name: results[which][:, start:stop] for name, (which, start, stop) in told.places.items()}
-            yield _Calls(seen, steps, of_all)
-    found = iter(columns)
-    for one in passes[-1].seen:
-        of_units = {name: next(found) for name in one.of_units}
-        one.of_units = {name: values[-1].clone() for name, values in of_units.items()}
-        yield _Calls(one, steps, of_units)
+def _norms(waiting: Sequence[_Waiting]) -> Iterator[tuple[tuple[Key, ...], list[int], Tensor]]:
+    """Of the same gradients ``[P, norms]``; they may lie in other portions where a batch is larger."""
+    alike: dict[Any, list[_Waiting]] = {}
+    for one in waiting:
+        if one.norms:
+            alike.setdefault(tuple((keys, kept.place[0][0].device) for keys, kept in one.norms), []).append(one)
+    for passes in alike.values():
+        keys = tuple(key for of, _ in passes[0].norms for key in of)
+        portions = zip(*([kept for _, kept in one.norms] for one in passes), strict=True)
+        yield keys, [one.step for one in passes], torch.cat([x for of in portions for x in side_by_side(of)], 1)
 
 
-def _fetched(passes: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Bring the tensors of passes that are alike to the CPU, each ``[P, numbers]``.
-
-    Those of one type and device come in one transfer.
-    """
-    alike: dict[Any, list[int]] = {}
-    for place, one in enumerate(passes[0]):
-        alike.setdefault((one.dtype, one.device), []).append(place)
-    found: dict[int, Tensor] = {}
-    for places in alike.values():
-        sizes = [passes[0][place].numel() for place in places]
-        together = torch.cat([of[place].flatten() for of in passes for place in places]).cpu()
-        found |= zip(places, together.view(len(passes), -1).split(sizes, 1), strict=True)
-    return [found[place] for place in range(len(passes[0]))]
+def _found(passes: Sequence[Packed]) -> dict[Place, Tensor]:
+    """What passes of one layout were measured to, cut at its places ``[P, units]``."""
+    layout = passes[0].layout
+    results = [one.float() for one in layout.finish(side_by_side([one.kept for one in passes]))]
+    places = {place for told in layout.told for place in told.places.values()}
+    return {(which, start, stop): results[which][:, start:stop] for which, start, stop in places}
 
 
-def _of_layer(stacked: Mapping[str, Tensor], samples: Sequence[int]) -> dict[str, Tensor]:
-    """The numbers of a layer, one a pass, from those of its units in several passes."""
-    if "mean" not in stacked:
-        return {}
-    values = _shares(stacked, samples) if "low" in stacked else {}
-    for prefix in ("", "input_"):
-        if f"{prefix}mean" in stacked:
-            mean, variance = stacked[f"{prefix}mean"], stacked[f"{prefix}variance"]
-            spread = variance.mean(1).sqrt()
-            values |= {f"{prefix}mean": mean.mean(1), f"{prefix}shift": mean.square().mean(1).sqrt() / spread}
-            values |= {} if prefix else {"spread": spread}
-    return values
+def _calls(passes: Sequence[_Waiting]) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
+    """Layers of passes that are alike: names, samples and values ``[P, units]``."""
+    packed = [one.packed for one in passes if one.packed is not None]
+    found = _found(packed) if packed else {}
+    for told in passes[0].told:
+        yield told.name, told.samples, {key: found[place] for key, place in told.places.items()}
+    known: dict[tuple[int, ...], Tensor] = {}
+    for calls in zip(*(one.seen for one in passes), strict=True):
+        of_units = {}
+        for key in calls[0].of_units:
+            rows = [one.of_units[key] for one in calls]
+            # An input's are the very tensors of the output that it was.
+            same = tuple(map(id, rows))
+            if same not in known:
+                known[same] = beside(rows, len(rows))
+            of_units[key] = known[same]
+        yield calls[0].name, calls[0].samples, of_units
 
 
-def _shares(stacked: Mapping[str, Tensor], samples: Sequence[int]) -> dict[str, Tensor]:
-    """Of an activation: which part of its units is saturated, and of a rectifier's is dead or never off."""
-    count = torch.tensor(samples, device=stacked["low"].device)[:, None]
-    tail = stacked["low"] + stacked.get("high", 0)
-    shares = {"saturated": (tail >= MOST_OF_THE_BATCH * count).float().mean(1)}
-    if "off" in stacked:
-        shares["dead"] = (stacked["low"] >= count).float().mean(1)
-        shares["never_off"] = (stacked["off"] == 0).float().mean(1)
-    return shares
-
-
-def _of_units(seen: Seen) -> dict[str, Tensor]:
+def _of_units(found: Mapping[str, Tensor], samples: int) -> dict[str, Tensor]:
     """What a report keeps of every unit."""
-    kept = {"mean": seen.of_units["mean"], "spread": seen.of_units["variance"].sqrt()}
-    if "low" in seen.of_units:
-        kept["saturated"] = (seen.of_units["low"] + seen.of_units.get("high", 0)) / seen.samples
-    if "off" in seen.of_units:
-        kept["off"] = seen.of_units["off"] / seen.samples
+    kept = {"mean": found["mean"], "spread": found["variance"].sqrt()}
+    if "low" in found:
+        kept["saturated"] = (found["low"] + found.get("high", 0)) / samples
+    if "off" in found:
+        kept["off"] = found["off"] / samples
     return kept
 
 

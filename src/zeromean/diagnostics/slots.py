@@ -24,21 +24,61 @@ def passes(numbers: int) -> int:
 
 
 class Kept:
-    """What a pass is measured to, now or later."""
+    """What a pass is measured to, now or later.
+
+    Args:
+        found: if it is measured.
+        slots: where it waits.
+    """
 
     def __init__(self, found: Sequence[Tensor] = (), slots: Slots | None = None) -> None:
         self._found, self._slots = found, slots
+        self._row: int | None = None
+
+    @property
+    def place(self) -> tuple[Sequence[Tensor], int | None]:
+        """Tensors that hold the results, and in which row; None where no other pass lies beside.
+
+        Measures what waits, if this does.
+        """
+        if self._slots is not None:
+            self._slots.measure()
+        return self._found, self._row
 
     @property
     def results(self) -> Sequence[Tensor]:
         """Measures what waits, if this does."""
-        if self._slots is not None:
-            self._slots.measure()
-        return self._found
+        found, row = self.place
+        return found if row is None else [rows[row] for rows in found]
 
-    def fill(self, found: Sequence[Tensor]) -> None:
-        """Take the results in."""
-        self._found, self._slots = found, None
+    def fill(self, found: Sequence[Tensor], row: int) -> None:
+        """Take the results in, which lie in a row of these."""
+        self._found, self._row, self._slots = found, row, None
+
+
+def side_by_side(kept: Sequence[Kept]) -> list[Tensor]:
+    """Each result of passes that are alike ``[P, numbers]``; rows of one memory are taken in one piece."""
+    pieces: list[tuple[Sequence[Tensor], int, int]] = []
+    for one in kept:
+        found, row = one.place
+        if row is None:
+            pieces.append((found, 0, 0))
+        elif pieces and pieces[-1][0] is found and pieces[-1][2] == row:
+            pieces[-1] = (found, pieces[-1][1], row + 1)
+        else:
+            pieces.append((found, row, row + 1))
+    parts = [[rows[start:stop] for rows in found] if stop else found for found, start, stop in pieces]
+    return [beside(of_passes, len(kept)) for of_passes in zip(*parts, strict=True)]
+
+
+def beside(parts: Sequence[Tensor], count: int) -> Tensor:
+    """Numbers of so many passes ``[P, numbers]``, in the order of memory."""
+    dimensions = {one.ndim for one in parts}
+    if dimensions == {0}:
+        return torch.stack(tuple(parts))[:, None]
+    if len(dimensions) > 1:  # passes that lie beside others, and passes that do not
+        parts = [one.flatten() for one in parts]
+    return (parts[0] if len(parts) == 1 else torch.cat(tuple(parts))).reshape(count, -1)
 
 
 class Slots:
@@ -71,6 +111,6 @@ class Slots:
         kept, self._kept = self._kept, []
         if kept:
             with torch.no_grad():
-                found = [rows.unbind() for rows in self._measure(len(kept))]
-            for one, results in zip(kept, zip(*found, strict=True), strict=True):
-                one.fill(results)
+                found = self._measure(len(kept))
+            for row, one in enumerate(kept):
+                one.fill(found, row)

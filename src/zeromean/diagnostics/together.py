@@ -138,7 +138,7 @@ class _Fold:
 
     Attributes:
         offsets: where the positions of each unit begin, in rows of results that lie one behind the other.
-        share: of one position, for each unit, in float64 on a CPU.
+        share: of one position, for each unit, in float64.
     """
 
     offsets: Tensor
@@ -149,7 +149,7 @@ class _Fold:
         """That of members side by side and so many rows of results."""
         positions = torch.tensor([one.positions for one in members for _ in range(one.units)])
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), positions.repeat(rows).cumsum(0)))
-        return cls(offsets.to(device), 1 / positions.double())
+        return cls(offsets.to(device), (1 / positions.double()).to(device))
 
     def sums(self, rows: Tensor) -> Tensor:
         """From ``[K, positions of all units]`` to ``[K, units]``."""
@@ -163,7 +163,7 @@ class _Fold:
         return self.sums(both)
 
     def finish(self, found: Tensor) -> Tensor:
-        """From what `moments` gave in several passes ``[P, 2 x units]``, on a CPU, to means and variances."""
+        """From what `moments` gave in several passes ``[P, 2 x units]`` to means and variances."""
         both = found.view(len(found), 2, -1) * self.share
         both[:, 1].addcmul_(both[:, 0], both[:, 0], value=-1).clamp_(min=0)
         return both.flatten(1)
@@ -326,7 +326,7 @@ class Layout:
     def run(self, tensors: Tensors) -> Packed:
         """Measure calls that look like those it was worked out on."""
         results: list[Tensor] = []
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             if self._passes:
                 return Packed(self, self._copies(tensors).take(tensors))
             for job in self._jobs:
@@ -343,7 +343,7 @@ class Layout:
         return copies
 
     def finish(self, results: Sequence[Tensor]) -> list[Tensor]:
-        """From results of several passes, each ``[P, numbers]`` on a CPU, to those in which `told` has its places."""
+        """From results of several passes, each ``[P, numbers]``, to those in which `told` has its places."""
         return [self._folds[which].finish(one) if which in self._folds else one for which, one in enumerate(results)]
 
     def _ask(self, place: int, sight: Sight, known: Mapping[str, Tails]) -> list[tuple[str, Any]]:
