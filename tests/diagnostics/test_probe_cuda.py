@@ -111,6 +111,35 @@ def test_autocast_is_measured_as_it_runs() -> None:
     assert None not in report["3"].series["weight_gradient"]
 
 
+class Halves(nn.Module):
+    """One layer on a CPU and one on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.act, self.second = nn.Linear(20, 12), nn.ELU(), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.second(self.act(self.first(x)).to(self.second.weight.device))
+        return scores
+
+
+def test_a_network_on_two_devices_is_told_as_on_one() -> None:
+    told = []
+    for device in (GPU, CPU):
+        model = Halves()
+        model.second.to(device)
+        with zm.probe(model) as probe:
+            for x, y in batches([32] * 70):
+                F.cross_entropy(model(x), y.to(device)).backward()
+                model.zero_grad()
+        told.append(probe.report())
+    for name in ("first", "second"):
+        for quantity, values in told[1][name].series.items():
+            assert None not in values
+            assert told[0][name].series[quantity] == pytest.approx(values, rel=1e-3, abs=1e-5), (name, quantity)
+
+
 @pytest.mark.parametrize("build", [dense, convolutional])
 @pytest.mark.parametrize("preset", ["light", "full"])
 def test_a_measured_batch_is_told_as_on_a_cpu(build: Callable[[], nn.Module], preset: Literal["light", "full"]) -> None:

@@ -140,9 +140,10 @@ class History:
             calls += [_Call(name, steps, averages.add(samples, values)) for name, samples, values in _calls(passes)]
             self._keep_last(passes[-1])
         found, norms = averages.found(), list(_norms(waiting))
-        plain = iter(fetched([*(one for of in found.values() for one in of.values()), *(one for *_, one in norms)]))
+        of_layers = [one for of in found.values() for one in of.values()]
+        plain = iter(fetched([*of_layers, *(one for *_, portions in norms for one in portions)]))
         self._summed_up.append((calls, {group: {key: next(plain) for key in of} for group, of in found.items()}))
-        self._norms += [(keys, steps, next(plain)) for keys, steps, _ in norms]
+        self._norms += [(keys, steps, torch.cat([next(plain) for _ in portions], 1)) for keys, steps, portions in norms]
 
     def _keep_last(self, last: _Waiting) -> None:
         """What a report shows of single units."""
@@ -192,8 +193,8 @@ def _of_all_passes(keys: Sequence[Key], norms: Sequence[list[float]]) -> dict[Ke
     return found
 
 
-def _norms(waiting: Sequence[_Waiting]) -> Iterator[tuple[tuple[Key, ...], list[int], Tensor]]:
-    """Of the same gradients ``[P, norms]``; they may lie in other portions where a batch is larger."""
+def _norms(waiting: Sequence[_Waiting]) -> Iterator[tuple[tuple[Key, ...], list[int], list[Tensor]]]:
+    """Of the same gradients, portions ``[P, norms]``: others where a batch is larger, and one a device at least."""
     alike: dict[Any, list[_Waiting]] = {}
     for one in waiting:
         if one.norms:
@@ -201,7 +202,7 @@ def _norms(waiting: Sequence[_Waiting]) -> Iterator[tuple[tuple[Key, ...], list[
     for passes in alike.values():
         keys = tuple(key for of, _ in passes[0].norms for key in of)
         portions = zip(*([kept for _, kept in one.norms] for one in passes), strict=True)
-        yield keys, [one.step for one in passes], torch.cat([x for of in portions for x in side_by_side(of)], 1)
+        yield keys, [one.step for one in passes], [sizes for of in portions for sizes in side_by_side(of)]
 
 
 def _found(passes: Sequence[Packed]) -> dict[Place, Tensor]:
