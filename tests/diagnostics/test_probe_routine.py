@@ -1,6 +1,8 @@
 """Passes that repeat are known again, and one that does not repeat is seen as it is."""
 
+import copy
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -122,3 +124,111 @@ def test_an_input_written_between_call_and_end_is_not_read() -> None:
             net(torch.ones(5, 4))
     means = p.report()["layer"].series["input_mean"]
     assert [value is None for value in means] == [False, False, False, True, False]
+
+
+class Asks(nn.Module):
+    """Notes in each pass whether its layer is called plainly, and may do something else."""
+
+    def __init__(self, also: Callable[["Asks"], object] = lambda net: None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.act, self.also = nn.Linear(4, 4), nn.ELU(), also
+        self.plainly: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.plainly.append("_compiled_call_impl" not in vars(self.layer))
+        self.also(self)
+        scores: Tensor = self.act(self.layer(x))
+        return scores
+
+
+def means(net: nn.Module, passes: int = 5, name: str = "layer") -> list[float]:
+    """Of the layer's input, as the probe tells them."""
+    torch.manual_seed(1)
+    with zm.probe(net) as p:
+        for _ in range(passes):
+            net(torch.rand(3, 4)).sum().backward()
+    return cast(list[float], list(p.report()[name].series["input_mean"]))
+
+
+def test_layers_that_repeat_are_called_in_place() -> None:
+    net = Asks()
+    means(net)
+    assert net.plainly == [True, False, False, False, False]
+    assert "_compiled_call_impl" not in vars(net.layer)
+
+
+def test_a_hook_that_changes_arguments_is_heeded() -> None:
+    plain, doubled = Asks(), Asks()
+    doubled.layer.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    assert means(doubled) == pytest.approx([2 * mean for mean in means(plain)], rel=1e-5)
+    assert all(doubled.plainly)
+
+
+def test_a_hook_that_changes_the_output_is_heeded() -> None:
+    net = Asks()
+    net.layer.register_forward_hook(lambda module, args, output: output + 100)
+    with zm.probe(net) as p:
+        for _ in range(5):
+            net(torch.rand(3, 4)).sum().backward()
+    assert min(cast(list[float], p.report()["layer"].series["mean"])) > 90
+    assert not net.plainly[-1]
+
+
+def test_a_copy_made_within_a_pass_is_a_module_of_its_own() -> None:
+    copies: list[nn.Linear] = []
+    net = Asks(lambda net: copies.append(copy.deepcopy(net.layer)))
+    means(net)
+    assert not net.plainly[-1]
+    with torch.no_grad():
+        net.layer.weight.zero_()
+    assert all("_compiled_call_impl" not in vars(one) and one(torch.ones(1, 4)).norm() > 0.1 for one in copies)
+
+
+def test_copies_of_data_parallelism_call_their_own_layers() -> None:
+    net = Asks()
+    assert means(nn.Sequential(nn.DataParallel(net)), name="0.module.layer") == means(Asks())
+    assert all(net.plainly)
+
+
+def test_a_pass_that_fails_leaves_the_calls_alone() -> None:
+    def fail(net: Asks) -> None:
+        if len(net.plainly) == 4:
+            raise KeyError("failed")
+
+    net = Asks(fail)
+    with zm.probe(net) as p:
+        for place in range(6):
+            if place == 3:
+                with pytest.raises(KeyError, match="failed"):
+                    net(torch.rand(3, 4))
+                assert "_compiled_call_impl" not in vars(net.layer)
+            else:
+                net(torch.rand(3, 4)).sum().backward()
+    assert net.plainly == [True, False, False, False, False, False]
+    assert len(p.report().steps) == 5
+
+
+def test_two_probes_on_one_model_read_the_same() -> None:
+    class Functional(Asks):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(super().forward(x))
+
+    net = Functional()
+    with zm.probe(net, every=lambda step: step >= 4) as late, zm.probe(net) as early:
+        for _ in range(8):
+            net(torch.rand(3, 4)).sum().backward()
+    assert not any(net.plainly[2:])
+    assert early.report()["layer"].series["mean"][4:] == late.report()["layer"].series["mean"]
+    assert early.report().unseen == late.report().unseen != ()
+    assert "_compiled_call_impl" not in vars(net.layer)
+
+
+def test_an_encoder_in_evaluation_mode_is_seen_in_every_pass() -> None:
+    """It calls no module unless it finds hooks on them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
+    with torch.no_grad(), zm.probe(model, layers="*linear*") as p:
+        for _ in range(5):
+            model(torch.randn(2, 3, 8))
+    assert None not in p.report()["0.linear1"].series["mean"]

@@ -38,11 +38,19 @@ COMPILED = "runs compiled: a hook would be ignored or compiled in"
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that is read, by the name it has in the model."""
+    """A module that is read.
+
+    Attributes:
+        name: in the model.
+        module: itself.
+        role: what it is to the probe.
+        copied: whether it lies in a DataParallel module, which may run copies of it.
+    """
 
     name: str
     module: nn.Module
     role: Role
+    copied: bool = False
 
     @property
     def kind(self) -> str:
@@ -80,6 +88,10 @@ class Selection:
     skipped: tuple[Skipped, ...]
 
 
+OF_A_PROBE = "of_a_probe"
+"""What marks calls that a probe has put in the place of a module's own, which torch.compile does too."""
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module within DistributedDataParallel, DataParallel and what torch.compile returned."""
     while True:
@@ -95,7 +107,8 @@ def runs_compiled(model: nn.Module) -> bool:
     """Whether torch.compile was applied to this module itself, or to one that it wraps."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return runs_compiled(model.module)
-    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+    call = getattr(model, "_compiled_call_impl", None)
+    return hasattr(model, "_orig_mod") or (call is not None and not hasattr(call, OF_A_PROBE))
 
 
 def select(model: nn.Module, patterns: Patterns | None = None, *, compiled: bool = False) -> Selection:
@@ -114,12 +127,13 @@ def select(model: nn.Module, patterns: Patterns | None = None, *, compiled: bool
     modules = list(_named(root))
     if patterns is not None:
         modules = _matching(modules, patterns)
+    copied = {id(one) for outer in root.modules() if isinstance(outer, nn.DataParallel) for one in outer.modules()}
     layers: list[Layer] = []
     skipped: list[Skipped] = []
     for name, module, inside_compiled in modules:
         role = _role(module) or ("other" if patterns is not None else None)
         if role and not (inside_compiled and not compiled):
-            layers.append(Layer(name, module, role))
+            layers.append(Layer(name, module, role, id(module) in copied))
         elif role:
             skipped.append(Skipped(name, type(module).__name__, COMPILED))
         elif any(True for _ in module.parameters(recurse=False)) or not any(True for _ in module.children()):

@@ -11,6 +11,9 @@ which the backward pass keeps anyway, and inputs that no other layer made. One t
 read in that pass. The larger ones are measured at once. Of a pass in which all wait, hooks take notes only; one that
 repeats the pass before it (`zeromean.diagnostics.routine`) is measured as that was, and a small one is copied and
 measured with later ones (`zeromean.diagnostics.slots`).
+
+A hook makes torch call a module the long way, which takes longer than the hook. Layers that only take notes are called
+through a function in the place where torch keeps a compiled call instead: copies of a module leave that out.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from zeromean.diagnostics.gradients import Gathered, Gradients
-from zeromean.diagnostics.layers import Layer, Role, keeps_input, unit_dimension
+from zeromean.diagnostics.layers import OF_A_PROBE, Layer, Role, keeps_input, unit_dimension
 from zeromean.diagnostics.moments import count_names, counts, moments
 from zeromean.diagnostics.routine import Note, Routine, gradients_wanted
 from zeromean.diagnostics.tails import Tails, tails
@@ -45,6 +48,7 @@ from zeromean.diagnostics.unseen import FunctionalCalls
 
 GROUPED = frozenset({"cpu", "cuda"})
 MOST_LAYOUTS = 64  # batches of many shapes have one each
+_CALL = "_compiled_call_impl"
 OVERWRITTEN = "was overwritten, but not in the first measured pass"
 
 
@@ -102,11 +106,19 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class _Hooks:
-    """Those of a module; `enter` only where its input must be measured before it runs."""
+    """Those of a module.
+
+    Attributes:
+        module: whose.
+        enter: only where its input must be measured before it runs.
+        leave: behind it.
+        call: what may be called in its place instead.
+    """
 
     module: nn.Module
     enter: Callable[..., None] | None
     leave: Callable[..., None]
+    call: Callable[..., Any] | None
 
 
 class Pass:
@@ -161,6 +173,9 @@ class Pass:
             self._hooked = self._hooks()
             for one in self._hooked:
                 module = one.module
+                if one.call is not None and _is_called_plainly(module):
+                    module.__dict__[_CALL] = one.call
+                    continue
                 if one.enter is not None:
                     module._forward_pre_hooks[key] = one.enter
                     module._forward_pre_hooks_with_kwargs[key] = True
@@ -182,30 +197,43 @@ class Pass:
         return self._learned.hooks[0]
 
     def _made(self, layer: Layer) -> _Hooks:
+        """Those of a layer; no pass runs where they are called on a copy of it that was made within one."""
         learned = self._learned
         calm = layer.role != "activation" or keeps_input(layer.module)
         early = layer.role == "activation" and (self.functional is not None or not calm)
         may_wait = calm and (self._first or layer.name in learned.calm)
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            assert learned.running is not None
-            learned.running._enter(layer, first_tensor(args or kwargs))
+            if learned.running is not None:
+                learned.running._enter(layer, first_tensor(args or kwargs))
 
         def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            assert learned.running is not None
-            learned.running._leave(layer, first_tensor(args or kwargs), first_tensor(output), early, may_wait)
+            if learned.running is not None:
+                learned.running._leave(layer, first_tensor(args or kwargs), first_tensor(output), early, may_wait)
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             """For what waits anyway: as short as it can be, since every layer pays for it within the pass."""
             running = learned.running
-            assert running is not None
-            if args and type(x := args[0]) is type(output) is Tensor and running._takes(x, output):
+            if running and args and type(x := args[0]) is type(output) is Tensor and running._takes(x, output):
                 running._notes.append((layer, x, output, x._version, output._version))
             else:
                 leave(module, args, kwargs, output)
 
+        usual: Callable[..., Any] = layer.module._call_impl
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            """As `note`, around the call itself."""
+            output, running = usual(*args, **kwargs), learned.running
+            if running and args and type(x := args[0]) is type(output) is Tensor and running._takes(x, output):
+                running._notes.append((layer, x, output, x._version, output._version))
+            else:
+                leave(layer.module, args, kwargs, output)
+            return output
+
+        setattr(call, OF_A_PROBE, True)
         noted = may_wait and layer.role != "other" and not self._first and not early
-        return _Hooks(layer.module, enter if early else None, note if noted else leave)
+        one_call = call if noted and not layer.copied else None
+        return _Hooks(layer.module, enter if early else None, note if noted else leave, one_call)
 
     def _unhook(self) -> None:
         hooked, self._hooked, key = self._hooked, (), self._learned.key
@@ -213,6 +241,9 @@ class Pass:
             self._learned.running = None
         for one in hooked:
             module = one.module
+            if one.call is not None and module.__dict__.get(_CALL) is one.call:
+                del module.__dict__[_CALL]
+                continue
             module._forward_hooks.pop(key, None)
             module._forward_hooks_with_kwargs.pop(key, None)
             if one.enter is not None:
@@ -375,6 +406,14 @@ class Pass:
         if parameters is not None:
             weight = cast(Tensor, parameters["weight"])
             self.gradients.of_weight((sight.name, "weight_gradient"), weight, announced=announced)
+
+
+def _is_called_plainly(module: nn.Module) -> bool:
+    """Whether its call may be replaced: nobody did so before, and no hook changes its arguments.
+
+    In evaluation mode torch's TransformerEncoderLayer calls no module unless it finds hooks on them.
+    """
+    return module.training and _CALL not in module.__dict__ and not module._forward_pre_hooks
 
 
 def first_tensor(value: Any) -> Tensor | None:
