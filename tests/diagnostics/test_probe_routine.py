@@ -191,6 +191,18 @@ def test_copies_of_data_parallelism_call_their_own_layers() -> None:
     assert all(net.plainly)
 
 
+def test_a_layer_with_a_call_of_its_own_is_seen() -> None:
+    class Direct(nn.Linear):
+        def __call__(self, x: Tensor) -> Tensor:
+            call: Callable[[Tensor], Tensor] = self._call_impl
+            return call(x)
+
+    net = Asks()
+    net.layer = Direct(4, 4)
+    assert None not in means(net)
+    assert all(net.plainly)
+
+
 def test_a_pass_that_fails_leaves_the_calls_alone() -> None:
     def fail(net: Asks) -> None:
         if len(net.plainly) == 4:

@@ -166,7 +166,7 @@ class Pass:
         self._hooked: Sequence[_Hooks] = ()
 
     def begin(self) -> None:
-        """Register the forward hooks, as `register_forward_hook` does, with one key for all and no handles."""
+        """Put calls in place, or hooks as `register_forward_hook` does, with one key for all and no handles."""
         learned, key = self._learned, self._learned.key
         learned.running = self
         try:
@@ -232,7 +232,8 @@ class Pass:
 
         setattr(call, OF_A_PROBE, True)
         noted = may_wait and layer.role != "other" and not self._first and not early
-        one_call = call if noted and not layer.copied else None
+        usual_class = type(layer.module).__call__ is nn.Module.__call__
+        one_call = call if noted and usual_class and not layer.copied else None
         return _Hooks(layer.module, enter if early else None, note if noted else leave, one_call)
 
     def _unhook(self) -> None:
