@@ -1,6 +1,5 @@
 """However many passes are summed up together, in whatever order they come, the numbers are the same."""
 
-import json
 import math
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import zeromean as zm
+from tests.diagnostics.test_probe_slots import numbers
 from zeromean.diagnostics import gradients, history
 from zeromean.diagnostics.averages import Averages, fetched
 from zeromean.diagnostics.report import Report
@@ -42,10 +42,6 @@ def watched(model: nn.Module, sizes: list[int]) -> Report:
                 loss.backward()
             optimizer.step()
     return probe.report()
-
-
-def numbers(report: Report) -> object:
-    return json.loads(report.to_json())["layers"]
 
 
 SIZES = {
@@ -116,9 +112,9 @@ def test_rows_of_one_memory_are_taken_in_one_piece() -> None:
     wanted = [10.0, 0, 1, 2, 3, 4, 6, 7, 8, 9, 5]
     assert values.tolist() == [[value] * 3 for value in wanted]
     assert sums.tolist() == [[3 * value] for value in wanted]
-    assert [one.results[0][0].item() for one in taken] == wanted
+    assert [side_by_side([one])[0][0, 0].item() for one in taken] == wanted
     lone = side_by_side(kept[4:8])[0]
-    assert lone.untyped_storage().data_ptr() == kept[4].results[0].untyped_storage().data_ptr()
+    assert lone.untyped_storage().data_ptr() == kept[4].place[0][0].untyped_storage().data_ptr()
 
 
 def test_averages_keep_calls_apart() -> None:

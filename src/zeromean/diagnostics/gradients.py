@@ -239,19 +239,12 @@ class Gradients:
 
     def _measure(self, found: Sequence[tuple[Key, Tensor]]) -> None:
         """Those of one type and device by one operator."""
-        if not found:
-            return
-        keys, tensors = zip(*found, strict=True)
-        looks = [(one.dtype, one.device, one.shape) for one in tensors]
+        kinds = {(one.dtype, one.device) for _, one in found}
         with torch.set_grad_enabled(False):
-            if (copied := self._gathered.take(keys, looks, tensors)) is not None:
-                self.norms.append(copied)
-                return
-            kinds = {look[:2] for look in looks}
             for kind in kinds:
-                alike = [one for one, look in zip(found, looks, strict=True) if look[:2] == kind]
+                alike = found if len(kinds) == 1 else [one for one in found if (one[1].dtype, one[1].device) == kind]
                 keys, tensors = zip(*alike, strict=True)
-                self.norms.append((keys, _norms(tensors)))
+                self.norms.append(self._gathered.take(keys, tensors) or (keys, _norms(tensors)))
 
 
 class Gathered:
@@ -261,25 +254,17 @@ class Gathered:
         self._form: Any = None
         self._copies: _Copies | None = None
 
-    def take(
-        self, keys: tuple[Key, ...], looks: Sequence[Any], tensors: tuple[Tensor, ...]
-    ) -> tuple[tuple[Key, ...], Kept] | None:
-        """Copy gradients whose norms are found later, if they are like those that were given last.
-
-        Args:
-            keys: of the gradients.
-            looks: type, device and shape of each.
-            tensors: the gradients.
-        """
+    def take(self, keys: Sequence[Key], tensors: Sequence[Tensor]) -> tuple[tuple[Key, ...], Kept] | None:
+        """Copy gradients whose norms are found later, if they are like those that were given last."""
         if tensors[0].device.type not in COPIED:
             return None
-        if (form := (keys, looks)) != self._form:
+        form = (keys, tensors[0].dtype, tensors[0].device, [one.shape for one in tensors])
+        if form != self._form:
             self._form, self._copies = form, None
             return None
         if self._copies is None:
             count = passes(sum(one.numel() for one in tensors))
-            alike = len({look[:2] for look in looks}) == 1 and all(type(one) is Tensor for one in tensors)
-            if not count or not alike:
+            if not count or any(type(one) is not Tensor for one in tensors):
                 return None
             self._copies = _Copies(count, keys, tensors)
         return self._copies.keys, self._copies.take(tensors)

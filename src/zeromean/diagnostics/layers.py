@@ -33,6 +33,10 @@ _ELEMENTWISE: tuple[type[nn.Module], ...] = (
 _KNOWN = frozenset(_ELEMENTWISE)
 NOT_A_LAYER = "neither a Linear or Conv layer nor an elementwise activation"
 OWN_WEIGHTS = "; not read: its {}; name the module in layers= to have its output measured"
+CALL = "_compiled_call_impl"
+"""Where torch keeps what is called instead of a module: what torch.compile made of it, or a probe's own function."""
+OF_A_PROBE = "of_a_probe"
+"""What marks the latter."""
 COMPILED = "runs compiled: a hook would be ignored or compiled in"
 
 
@@ -88,10 +92,6 @@ class Selection:
     skipped: tuple[Skipped, ...]
 
 
-OF_A_PROBE = "of_a_probe"
-"""What marks calls that a probe has put in the place of a module's own, which torch.compile does too."""
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module within DistributedDataParallel, DataParallel and what torch.compile returned."""
     while True:
@@ -107,7 +107,7 @@ def runs_compiled(model: nn.Module) -> bool:
     """Whether torch.compile was applied to this module itself, or to one that it wraps."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return runs_compiled(model.module)
-    call = getattr(model, "_compiled_call_impl", None)
+    call = getattr(model, CALL, None)
     return hasattr(model, "_orig_mod") or (call is not None and not hasattr(call, OF_A_PROBE))
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from zeromean.diagnostics.gradients import Gathered, Gradients
-from zeromean.diagnostics.layers import OF_A_PROBE, Layer, Role, keeps_input, unit_dimension
+from zeromean.diagnostics.layers import CALL, OF_A_PROBE, Layer, Role, keeps_input, unit_dimension
 from zeromean.diagnostics.moments import count_names, counts, moments
 from zeromean.diagnostics.routine import Note, Routine, gradients_wanted
 from zeromean.diagnostics.tails import Tails, tails
@@ -48,7 +48,6 @@ from zeromean.diagnostics.unseen import FunctionalCalls
 
 GROUPED = frozenset({"cpu", "cuda"})
 MOST_LAYOUTS = 64  # batches of many shapes have one each
-_CALL = "_compiled_call_impl"
 OVERWRITTEN = "was overwritten, but not in the first measured pass"
 
 
@@ -174,7 +173,7 @@ class Pass:
             for one in self._hooked:
                 module = one.module
                 if one.call is not None and _is_called_plainly(module):
-                    module.__dict__[_CALL] = one.call
+                    module.__dict__[CALL] = one.call
                     continue
                 if one.enter is not None:
                     module._forward_pre_hooks[key] = one.enter
@@ -222,7 +221,7 @@ class Pass:
         usual: Callable[..., Any] = layer.module._call_impl
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            """As `note`, around the call itself."""
+            """As `note`, around the call itself, and written out again: one more call takes back what this saves."""
             output, running = usual(*args, **kwargs), learned.running
             if running and args and type(x := args[0]) is type(output) is Tensor and running._takes(x, output):
                 running._notes.append((layer, x, output, x._version, output._version))
@@ -242,8 +241,8 @@ class Pass:
             self._learned.running = None
         for one in hooked:
             module = one.module
-            if one.call is not None and module.__dict__.get(_CALL) is one.call:
-                del module.__dict__[_CALL]
+            if one.call is not None and module.__dict__.get(CALL) is one.call:
+                del module.__dict__[CALL]
                 continue
             module._forward_hooks.pop(key, None)
             module._forward_hooks_with_kwargs.pop(key, None)
@@ -414,7 +413,7 @@ def _is_called_plainly(module: nn.Module) -> bool:
 
     In evaluation mode torch's TransformerEncoderLayer calls no module unless it finds hooks on them.
     """
-    return module.training and _CALL not in module.__dict__ and not module._forward_pre_hooks
+    return module.training and CALL not in module.__dict__ and not module._forward_pre_hooks
 
 
 def first_tensor(value: Any) -> Tensor | None:

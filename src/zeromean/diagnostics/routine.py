@@ -39,10 +39,8 @@ class Routine:
         self._modules = [one.layer.module for one in sights]
         self._training = [module.training for module in self._modules]
         self._parameters = [module._parameters for module in self._modules if module._parameters]
-        self._learning = _learning(self._parameters)
-        # What an activation makes has the shape and type of its input, and nobody asks for its gradient.
-        self._told = [place for place, one in enumerate(sights) if one.layer.role != "activation"]
-        self._outputs = _looks([one.y for one in sights], self._told)
+        self._learns = [_learns(one) for one in self._parameters]
+        self._outputs = [(one.y.shape, one.y.dtype, one.y.requires_grad) for one in sights]
         first: dict[int, int] = {}
         through = [first.setdefault(id(x), place) for place, x in enumerate(flat(sights))]
         self._same = [(place, one) for place, one in enumerate(through) if place != one]
@@ -73,10 +71,10 @@ class Routine:
             and [_kind(through[place]) for place in self._inputs] == self._kinds
             and [through[place]._version for place in self._inputs] == [x_written[place // 2] for place in self._inputs]
             and all([through[place] is through[one] for place, one in self._same])  # noqa: C419  (lists are faster)
-            and _looks(ys, self._told) == self._outputs
+            and [(y.shape, y.dtype, y.requires_grad) for y in ys] == self._outputs
             and [y._version for y in ys] == list(y_written)
             and [module.training for module in self._modules] == self._training
-            and _learning(self._parameters) == self._learning
+            and [_learns(one) for one in self._parameters] == self._learns
         )
         return through if repeats else None
 
@@ -87,7 +85,7 @@ def gradients_wanted(sight: Sight) -> tuple[bool, Parameters | None]:
     A weight that two calls share is heard once.
     """
     learns, parameters = sight.y.requires_grad, sight.layer.module._parameters
-    of_weight = learns and "#" not in sight.name and _learning([parameters])[0]
+    of_weight = learns and "#" not in sight.name and _learns(parameters)
     return learns and sight.layer.role != "activation", parameters if of_weight else None
 
 
@@ -95,10 +93,7 @@ def _kind(x: Tensor | None) -> tuple[Any, ...]:
     return () if x is None or x.is_nested else (x.shape, x.dtype, x.device)
 
 
-def _looks(ys: Sequence[Tensor], told: Sequence[int]) -> list[Any]:
-    return [((y := ys[place]).shape, y.dtype, y.requires_grad) for place in told]
-
-
-def _learning(modules: Sequence[Parameters]) -> list[bool | None]:
-    """Whether each one's weight asks for a gradient; None where there is none."""
-    return [None if (weight := one.get("weight")) is None else weight.requires_grad for one in modules]
+def _learns(parameters: Parameters) -> bool | None:
+    """Whether the weight asks for a gradient; None where there is none."""
+    weight = parameters.get("weight")
+    return None if weight is None else weight.requires_grad

@@ -45,12 +45,6 @@ class Kept:
             self._slots.measure()
         return self._found, self._row
 
-    @property
-    def results(self) -> Sequence[Tensor]:
-        """Measures what waits, if this does."""
-        found, row = self.place
-        return found if row is None else [rows[row] for rows in found]
-
     def fill(self, found: Sequence[Tensor], row: int) -> None:
         """Take the results in, which lie in a row of these."""
         self._found, self._row, self._slots = found, row, None

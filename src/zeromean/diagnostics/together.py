@@ -295,7 +295,6 @@ class Layout:
 
     Attributes:
         told: of each call.
-        results: how many tensors a pass leaves.
 
     Args:
         sights: of the pass that it is worked out on.
@@ -314,7 +313,7 @@ class Layout:
         asked = [self._ask(place, sight, known_tails) for place, sight in enumerate(sights)]
         self._place: dict[Any, tuple[tuple[str, Place], ...]] = {}
         self._folds: dict[int, _Fold] = {}
-        self.results = 0
+        self._results = 0
         devices = {device for group in self._wanted.values() for _, device in group.values()}
         self._jobs = [self._plan(group, within) for group, within in self._arranged()]
         numbers = sum(math.prod(job.shape) for job in self._jobs)
@@ -397,7 +396,7 @@ class Layout:
             fold = _Fold.over(row, len(names), device)
         self._note(group, names, apart=found is None and fold is None)
         if found is None and fold is not None:
-            self._folds[self.results - 1] = fold
+            self._folds[self._results - 1] = fold
         inner, column = [], 0
         for other in within:
             stop = column + sum(one.units * one.positions for one, _ in other.values())
@@ -411,11 +410,11 @@ class Layout:
         for key, (one, _) in group.items():
             spans = [(which, 0) if apart else (0, which * width) for which in range(len(names))]
             self._place[key] = tuple(
-                (name, (self.results + which, row + start, row + start + one.units))
+                (name, (self._results + which, row + start, row + start + one.units))
                 for name, (which, row) in zip(names, spans, strict=True)
             )
             start += one.units
-        self.results += len(names) if apart else 1
+        self._results += len(names) if apart else 1
 
     def _tell(self, sight: Sight, asked: Sequence[tuple[str, Any]]) -> Told:
         places = {f"{prefix}{name}": place for prefix, key in asked for name, place in self._place[key]}

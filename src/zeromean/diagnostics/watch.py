@@ -22,7 +22,7 @@ from zeromean.diagnostics import full
 from zeromean.diagnostics.fisher import OnLayer
 from zeromean.diagnostics.full import Fisher
 from zeromean.diagnostics.history import History
-from zeromean.diagnostics.layers import Patterns, Selection, Skipped, runs_compiled, select
+from zeromean.diagnostics.layers import CALL, Patterns, Selection, Skipped, runs_compiled, select
 from zeromean.diagnostics.light import Learned, Pass, first_tensor
 from zeromean.diagnostics.report import Report
 from zeromean.diagnostics.shield import Loss, forward_and_backward
@@ -159,7 +159,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         if self._hook is not None:
             raise ValueError("the probe is entered already: leave it first, or make another one")
         model = self._model
-        if runs_compiled(model) and getattr(model, "_compiled_call_impl", None) is not None:
+        if runs_compiled(model) and getattr(model, CALL, None) is not None:
             raise ValueError(
                 "model.compile() compiles hooks in: pass what torch.compile(model) returned, with inputs= for a probe "
                 "batch, or call zm.probe.measure between steps"
