@@ -1,14 +1,21 @@
 """Run a study where only torch, numpy and scipy are at hand (a bare GPU machine), and pack what is worth keeping.
 
     PYTHONPATH=src python benchmarks/study.py RECIPE [field=value ...] --out DIR [--seeds N] [--runs DIR]
+    PYTHONPATH=src python benchmarks/study.py cifar100-elu18 --together 3 --seconds 1300 --out DIR
 
 Runs the recipe's own arms and continues where it stopped, like ``zeromean compare``. DIR gets ``<study>.tar.gz``: the
 study's folder without the weights, from which ``zeromean report`` makes the tables and the page elsewhere.
+
+Where convolutional runs that train together would not all end within ``--seconds``, by the pace of their epochs, the
+last of them stops with a checkpoint, as often as needed, and waits for the next session.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import os
+import signal
 import tarfile
 import time
 from pathlib import Path
@@ -16,22 +23,75 @@ from pathlib import Path
 import torch
 
 from zeromean.lab import data
-from zeromean.lab.compare import Progress, open_study, run
-from zeromean.lab.plan import make
+from zeromean.lab.compare import Progress, mend, open_study, run
+from zeromean.lab.plan import Plan, make
 from zeromean.lab.recipes import find, override
+from zeromean.lab.recipes.images import ImageRecipe
+from zeromean.lab.session import Session, train_images
 from zeromean.lab.store import Stage, Study
 from zeromean.lab.together import OnEpoch
+from zeromean.lab.train import Stopped
+
+# Of all epochs: the first ones compile, the next ones show the pace.
+_COMPILING, _PACED = 0.02, 0.08
 
 
-def lines(stage: Stage, epochs: int) -> OnEpoch:
-    """A line every tenth of the way."""
-    started = time.perf_counter()
+class Lines:
+    """A line every tenth of the way.
 
-    def on_epoch(epoch: int, runs: int) -> None:
-        if epoch % max(1, epochs // 10) == 0:
-            print(f"{stage}: epoch {epoch} of {epochs}, {runs} runs, {time.perf_counter() - started:.0f} s", flush=True)
+    Attributes:
+        late: whether a training was asked to stop, as it would not end in time.
 
-    return on_epoch
+    Args:
+        ends: by `time.monotonic`; infinite asks none to stop.
+    """
+
+    def __init__(self, ends: float = float("inf")) -> None:
+        self.late, self.may_stop, self._ends = False, True, ends
+
+    def stage(self, stage: Stage, epochs: int) -> OnEpoch:
+        """Begin a stage."""
+        started = time.monotonic()
+        marks: list[tuple[float, int]] = []
+        self.late = False
+
+        def on_epoch(epoch: int, runs: int) -> None:
+            now = time.monotonic()
+            if epoch // max(1, epochs // 10) > (marks[-1][1] if marks else -1) // max(1, epochs // 10):
+                print(f"{stage}: epoch {epoch} of {epochs}, {runs} runs, {now - started:.0f} s", flush=True)
+            begun = marks[0][1] if marks else epoch
+            marks.append((now, epoch))
+            paced = [mark for mark in marks if mark[1] - begun >= _COMPILING * epochs]
+            if epoch - begun < _PACED * epochs or len(paced) < 2 or self.late or not self.may_stop:
+                return
+            (first, before), (last, after) = paced[0], paced[-1]
+            if now + (epochs - epoch) * (last - first) / (after - before) > self._ends:
+                self.late = True
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return on_epoch
+
+
+def in_time(
+    plan: Plan, recipe: ImageRecipe, study: Study, dataset: data.AnyDataset, device: torch.device, lines: Lines
+) -> None:
+    """Train as many of the runs that have no result as end in time, together; one at least."""
+    runs = plan.runs({})
+    mend(study, runs, runs, print)
+    pending = study.pending(runs)
+    while pending:
+        lines.may_stop = len(pending) > 1
+        try:
+            session = Session(device, together=len(pending))
+            train_images(recipe, pending, dataset, study, session, Progress(stage=lines.stage))
+            break
+        except Stopped:
+            if not lines.late:
+                raise
+            left = study.pending(runs)
+            pending = [one for one in pending if one in left][:-1]
+            print(f"too slow: {len(pending)} runs go on", flush=True)
+        gc.collect()
 
 
 def pack(study: Study, folder: Path) -> Path:
@@ -53,7 +113,10 @@ def main() -> None:
     parser.add_argument("--name")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--checkpoint-every", type=int, default=25)
+    parser.add_argument("--together", type=int, help="convolutional runs that share the device")
+    parser.add_argument("--seconds", type=float, help="in which all pending convolutional runs train together")
     options = parser.parse_args()
+    started = time.monotonic()
     recipe = override(find(options.recipe), options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = make(recipe, (), seeds=options.seeds or recipe.seeds, name=options.name)
@@ -62,8 +125,13 @@ def main() -> None:
     if study.plan() is None:
         study.write_plan(facts)
     print(f"{plan.study}: {facts['budget']}", flush=True)
-    progress = Progress(stage=lines)
-    run(plan, study, dataset, device=device, progress=progress, checkpoint_every=options.checkpoint_every)
+    if options.seconds is None:
+        session = Session(device, together=options.together)
+        progress, every = Progress(stage=Lines().stage), options.checkpoint_every
+        run(plan, study, dataset, device=device, progress=progress, checkpoint_every=every, session=session)
+    else:
+        assert isinstance(recipe, ImageRecipe), "--seconds is for convolutional recipes"
+        in_time(plan, recipe, study, dataset, device, Lines(started + options.seconds))
     print(f"packed {pack(study, options.out)}", flush=True)
 
 

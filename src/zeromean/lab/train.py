@@ -35,6 +35,8 @@ from zeromean.lab.store import DamagedFileError, Run, Study
 from zeromean.lab.update import Update, loss_of
 
 OnEpoch = Callable[[int, int], None]
+# Of the time, at most, for checkpoints.
+_WRITING = 0.02
 
 
 def train(
@@ -61,7 +63,8 @@ def train(
         share: this process's part of every batch.
         together: runs that share the device at a time, by turns; on CUDA their steps overlap.
         on_epoch: called with the epochs done and the runs in training, at the start and after each epoch.
-        checkpoint_seconds: time between checkpoints; a killed training loses at most as much, and an epoch.
+        checkpoint_seconds: time between checkpoints; a killed training loses at most as much, and an epoch. It is
+            longer where writing would take more than a fiftieth of it; 0 writes them after every epoch.
         stop: asked before each group of runs and after every epoch, and must tell all processes the same; True writes
             a checkpoint and ends the training with `Stopped`.
 
@@ -99,18 +102,21 @@ def _train_group(
     trainings = list(group)
     for training in trainings:
         _resume(training, study)
-    written = time.monotonic()
+    written, pause = time.monotonic(), checkpoint_seconds
     on_epoch(min(training.epoch for training in trainings), len(trainings))
     while running := [training for training in trainings if not training.done]:
         behind = min(training.epoch for training in running)
         turn = [training for training in running if training.epoch == behind]
         rows = _epoch(turn)
         stopping = stop()
-        due = stopping or time.monotonic() - written > checkpoint_seconds
+        began = time.monotonic()
+        due = stopping or began - written > pause
         for training, row in zip(turn, rows, strict=True):
             if training.share.writes:
                 _write(training, study, row, checkpoint=due)
-        written = time.monotonic() if due else written
+        if due:
+            written = time.monotonic()
+            pause = checkpoint_seconds and max(checkpoint_seconds, (written - began) / _WRITING)
         on_epoch(behind + 1, len(turn))
         if stopping and any(not training.done for training in trainings):
             raise Stopped
