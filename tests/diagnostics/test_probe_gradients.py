@@ -222,6 +222,43 @@ def test_lists_hold_what_functions_hear(copied: bool, listed: list[bool], monkey
             assert by_list[name][key] == pytest.approx(values, rel=1e-5), (name, key)
 
 
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each pass whose gradients came into lists had those of the last one, of the same kinds."""
+    found: list[bool] = []
+    usual = gradients.Gradients._measure_known
+
+    def noted(self: gradients.Gradients) -> bool:
+        found.append(usual(self))
+        return found[-1]
+
+    monkeypatch.setattr(gradients.Gradients, "_measure_known", noted)
+    return found
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_gradients_of_known_kinds_are_measured_as_others(
+    copied: bool, known: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if copied:
+        monkeypatch.setattr(gradients, "COPIED", frozenset({"cpu"}))
+
+    def once_without(model: Heads) -> Norms:
+        def let_go(number: int) -> None:
+            if number == 6:
+                model.second.weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+
+        return norms(model, 9, let_go)
+
+    found = once_without(Heads())
+    first, *later = known
+    assert (first, later.count(True)) == (False, 1 if copied else 2)
+    assert known[3:] == [False, False, False]
+    assert [value is None for value in found["second"]["weight_gradient"]] == [number >= 6 for number in range(9)]
+    monkeypatch.setattr(gradients.Gradients, "_measure_known", lambda self: False)
+    assert once_without(Heads()) == found
+
+
 def test_where_the_last_output_has_no_gradient_functions_hear_from_then_on(listed: list[bool]) -> None:
     model = Heads()
 

@@ -208,6 +208,8 @@ class Gradients:
         found = [(key, one) for key, one, written in held if one._version == written]
         if self._first:
             self._learn()
+        elif self._lists and self._measure_known():
+            return
         else:
             if self._lists:
                 found += self._listed()
@@ -215,6 +217,27 @@ class Gradients:
                 self._wanted.orderly = self._is_orderly(held)
             found += [(key, gradient) for key, weight in self._weights if (gradient := weight.grad) is not None]
         self._measure(found)
+        if self._wanted is not None and self._lists and len(found) == len(self._lists) + len(self._wanted.weights):
+            self._gathered.learn(self._wanted, found)
+
+    def _measure_known(self) -> bool:
+        """Measure all gradients of a pass that repeats, if all came: each is of the kind that it was the last time.
+
+        An output's gradient is of the kind of the output, which repeats, and a weight's of the weight's.
+        """
+        gathered, wanted = self._gathered, self._wanted
+        if wanted is None or gathered.known is not wanted or len(self._weights) < len(wanted.weights):
+            return False
+        of_outputs = [one for arrived in self._lists for one in arrived if not one._version]
+        of_weights = [one for _, weight in self._weights if (one := weight.grad) is not None]
+        alike = all(self._lists) and len(of_outputs) == len(self._lists)
+        if not alike or [one.shape for one in of_weights] != gathered.shapes_of_weights:
+            return False
+        for arrived in self._lists:
+            arrived.clear()
+        with torch.set_grad_enabled(False):
+            self.norms.append(gathered.take_known((*of_outputs, *of_weights)))
+        return True
 
     def _is_orderly(self, held: Sequence[tuple[Key, Tensor, int]]) -> bool:
         """Whether what hooks heard were new tensors, one of each output and the last one's first, and nothing else."""
@@ -248,14 +271,23 @@ class Gradients:
 
 
 class Gathered:
-    """Copies of the gradients of several passes, where they are small; those of one size lie in one memory."""
+    """Gradients of several passes; small ones are copied, and those of one size lie in one memory.
+
+    Attributes:
+        known: the last pass that repeats, if all that is asked for had gradients, of one type and device.
+        shapes_of_weights: of its gradients.
+    """
 
     def __init__(self) -> None:
+        self.known: Wanted | None = None
+        self.shapes_of_weights: list[torch.Size] = []
+        self._keys: tuple[Key, ...] = ()
         self._form: Any = None
         self._copies: _Copies | None = None
 
     def take(self, keys: Sequence[Key], tensors: Sequence[Tensor]) -> tuple[tuple[Key, ...], Kept] | None:
         """Copy gradients whose norms are found later, if they are like those that were given last."""
+        self.known = None
         if tensors[0].device.type not in COPIED:
             return None
         form = (keys, tensors[0].dtype, tensors[0].device, [one.shape for one in tensors])
@@ -267,6 +299,21 @@ class Gathered:
             if not count or any(type(one) is not Tensor for one in tensors):
                 return None
             self._copies = _Copies(count, keys, tensors)
+        return self._copies.keys, self._copies.take(tensors)
+
+    def learn(self, wanted: Wanted, found: Sequence[tuple[Key, Tensor]]) -> None:
+        """Know the pass whose gradients were taken last, unless they were of several kinds or are not copied yet."""
+        self._keys, tensors = zip(*found, strict=True)
+        copied = tensors[0].device.type in COPIED
+        one_kind = all(one.dtype == tensors[0].dtype and one.device == tensors[0].device for one in tensors)
+        if one_kind and not any(one.is_sparse for one in tensors) and (self._copies is not None or not copied):
+            self.known = wanted
+            self.shapes_of_weights = [one.shape for one in tensors[len(tensors) - len(wanted.weights) :]]
+
+    def take_known(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Key, ...], Kept]:
+        """As `take`, or at once where they are not copied, of gradients that are like those of the pass it knows."""
+        if self._copies is None:
+            return self._keys, _norms(tensors)
         return self._copies.keys, self._copies.take(tensors)
 
 
