@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import pickle
 import random
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Literal, cast
@@ -19,6 +21,10 @@ import zeromean as zm
 
 def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 16), zm.nn.EELU(16), nn.Linear(16, 16), nn.RReLU(), nn.Linear(16, 3))
+
+
+def plain() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 8), nn.ELU(), nn.Linear(8, 3))
 
 
 def convolutional() -> nn.Sequential:
@@ -102,7 +108,8 @@ def hooks(model: nn.Module) -> int:
         for module in model.modules()
         for kind in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     )
-    return of_modules + sum(len(one._backward_hooks or ()) for one in model.parameters())
+    calls = sum("_compiled_call_impl" in vars(module) for module in model.modules())
+    return of_modules + calls + sum(len(one._backward_hooks or ()) for one in model.parameters())
 
 
 def test_hooks_are_gone_between_measured_steps_and_afterwards() -> None:
@@ -116,6 +123,60 @@ def test_hooks_are_gone_between_measured_steps_and_afterwards() -> None:
         assert hooks(model) == 1
     assert hooks(model) == 0
     assert not y._backward_hooks
+    assert p.report().steps == (0,)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_within_a_probe_is_not_watched(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model, x = plain(), torch.randn(4, 6)
+    with zm.probe(model) as p:
+        other = copied(model)
+        assert hooks(other) == 0
+        assert torch.equal(other(x), model(x))
+    assert p.report().steps == (0,)
+
+
+def test_what_data_parallel_copies_runs_as_itself() -> None:
+    """It copies a module's attributes and calls the copies in threads."""
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    found: list[Tensor] = []
+    with zm.probe(model) as p:
+        replica = model._replicate_for_data_parallel()
+        replica.weight, replica.bias = torch.ones(2, 3), torch.zeros(2)
+        thread = threading.Thread(target=lambda: found.append(replica(x)))
+        thread.start()
+        thread.join()
+        elsewhere = threading.Thread(target=lambda: found.append(model(x)))
+        elsewhere.start()
+        elsewhere.join()
+    assert torch.allclose(found[0], x.sum(1, keepdim=True).expand(4, 2))
+    assert torch.equal(found[1], model(x))
+    assert p.report().steps == (0,)
+
+
+def test_a_model_with_a_hook_is_watched_by_hooks_and_seen_alike() -> None:
+    reports, seen = [], list[int]()
+    for hooked in (False, True):
+        torch.manual_seed(0)
+        model = plain()
+        if hooked:
+            model.register_forward_pre_hook(lambda module, args: seen.append(hooks(module)))
+        with zm.probe(model, every=2) as p:
+            for _ in range(6):
+                model(torch.randn(4, 6)).sum().backward()
+        assert hooks(model) == hooked
+        reports.append(p.report())
+    assert len(seen) == 6
+    assert [one.series for one in reports[0].layers] == [one.series for one in reports[1].layers]
+
+
+def test_a_compiled_call_that_comes_within_a_probe_stays() -> None:
+    model = plain()
+    with zm.probe(model) as p:
+        model(torch.randn(4, 6))
+        model.compile(backend="eager")
+        own = vars(model)["_compiled_call_impl"]
+    assert vars(model)["_compiled_call_impl"] is own
     assert p.report().steps == (0,)
 
 

@@ -172,7 +172,7 @@ class Pass:
             self._hooked = self._hooks()
             for one in self._hooked:
                 module = one.module
-                if one.call is not None and _is_called_plainly(module):
+                if one.call is not None and is_called_plainly(module):
                     module.__dict__[CALL] = one.call
                     continue
                 if one.enter is not None:
@@ -408,7 +408,7 @@ class Pass:
             self.gradients.of_weight((sight.name, "weight_gradient"), weight, announced=announced)
 
 
-def _is_called_plainly(module: nn.Module) -> bool:
+def is_called_plainly(module: nn.Module) -> bool:
     """Whether its call may be replaced: nobody did so before, and no hook changes its arguments.
 
     In evaluation mode torch's TransformerEncoderLayer calls no module unless it finds hooks on them.

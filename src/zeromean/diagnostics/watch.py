@@ -4,11 +4,16 @@ Two ways to look. *Watching* reads the passes that the training makes anyway: ho
 pass begins and removed when it ends, those for gradients when the next one begins. A *probe batch* is run through the
 model besides, shielded as `zeromean.diagnostics.shield` says; it needs nothing of the training's own passes, so that it
 works where they run compiled.
+
+The model is called through a function in the place where torch keeps a compiled call: a hook would make torch call it
+the long way in every step, measured or not, which of a small network's steps is up to 1 %. Where a hook is on it
+already, or it is not called as any module, it has a hook instead.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
@@ -22,8 +27,8 @@ from zeromean.diagnostics import full
 from zeromean.diagnostics.fisher import OnLayer
 from zeromean.diagnostics.full import Fisher
 from zeromean.diagnostics.history import History
-from zeromean.diagnostics.layers import CALL, Patterns, Selection, Skipped, runs_compiled, select
-from zeromean.diagnostics.light import Learned, Pass, first_tensor
+from zeromean.diagnostics.layers import CALL, OF_A_PROBE, Patterns, Selection, Skipped, runs_compiled, select
+from zeromean.diagnostics.light import Learned, Pass, first_tensor, is_called_plainly
 from zeromean.diagnostics.report import Report
 from zeromean.diagnostics.shield import Loss, forward_and_backward
 from zeromean.diagnostics.tails import tails
@@ -107,7 +112,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         self._steps = 0
         self._busy = False
         self._pass: Pass | None = None
-        self._hook: RemovableHandle | None = None
+        self._leave: Callable[[], None] | None = None
         self._key = RemovableHandle(OrderedDict()).id
         self._running: nn.Module | None = None
 
@@ -156,7 +161,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         return one.report()
 
     def __enter__(self) -> Self:
-        if self._hook is not None:
+        if self._leave is not None:
             raise ValueError("the probe is entered already: leave it first, or make another one")
         model = self._model
         if runs_compiled(model) and getattr(model, CALL, None) is not None:
@@ -166,15 +171,18 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             )
         anchor = model if runs_compiled(model) else self._root
         self._training = self._root.training
-        self._hook = anchor.register_forward_pre_hook(self._before, prepend=True)
+        if is_called_plainly(anchor) and type(anchor).__call__ is nn.Module.__call__:
+            self._leave = self._call_instead_of(anchor)
+        else:
+            self._leave = anchor.register_forward_pre_hook(self._before, prepend=True).remove
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        if self._leave is not None:
+            self._leave()
+            self._leave = None
         self._unhook()
         self._end_pass()
 
@@ -208,25 +216,68 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             if layer.name not in read
         ]
 
-    def _before(self, module: nn.Module, args: Any) -> None:
+    def _call_instead_of(self, module: nn.Module) -> Callable[[], None]:
+        """Put a function in the place of the module's call; returns what takes it away."""
+        usual: Callable[..., Any] = module._call_impl
+        home = threading.get_ident()
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != home:
+                # DataParallel runs copies of a module in threads, and they have this function too: call those as usual.
+                called = sys._getframe(1).f_locals.get("self", module)
+                if called is not module:
+                    return called._call_impl(*args, **kwargs)
+            if not self._begins():
+                return usual(*args, **kwargs)
+            measured = self._pass
+            assert measured is not None
+            try:
+                output = usual(*args, **kwargs)
+            except BaseException:
+                self._give_up(measured)
+                raise
+            measured.end_forward()
+            return output
+
+        def leave() -> None:
+            if module.__dict__.get(CALL) is call:
+                del module.__dict__[CALL]
+
+        setattr(call, OF_A_PROBE, True)
+        module.__dict__[CALL] = call
+        return leave
+
+    def _begins(self) -> bool:
+        """Count a pass that is about to run; where it is to be measured, put everything in place."""
         if self._busy or self._root.training != self._training:
-            return
+            return False
         if self._pass is not None:
             self._end_pass()
         step, every = self._steps, self._every
         self._steps = step + 1
         if not every(step) if callable(every) else step % every:
-            return
+            return False
         if self._batch[0] is not None:
             self._run_batch(step)
-            return
+            return False
         self._pass = self._new_pass()
-        self._pass_step, self._handled = step, sys.exception()
+        self._pass_step = step
         self._pass.begin()
-        self._running = module
-        # As register_forward_hook does, without a handle, which takes most of its time.
-        module._forward_hooks[self._key] = self._after
-        module._forward_hooks_always_called[self._key] = True
+        return True
+
+    def _give_up(self, measured: Pass) -> None:
+        """Of a pass that raised nothing is kept."""
+        measured.end()
+        if self._pass is measured:
+            self._pass = None
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        handled = sys.exception()
+        if self._begins():
+            self._handled, self._running = handled, module
+            # As register_forward_hook does, without a handle, which takes most of its time.
+            module._forward_hooks[self._key] = self._after
+            module._forward_hooks_always_called[self._key] = True
 
     def _unhook(self) -> None:
         module, self._running = self._running, None
@@ -241,8 +292,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         if sys.exception() is self._handled:
             self._pass.end_forward()
         else:
-            self._pass.end()
-            self._pass = None
+            self._give_up(self._pass)
 
     def _new_pass(self) -> Pass:
         first = not self._history.steps
