@@ -4,7 +4,7 @@
 
 LIST.json is a list of jobs in the order in which they begin on each of their GPUs:
 
-    {"name": "scaling", "gpus": [0, 1], "seconds": 150, "needs": ["data/cifar-100-binary/test.bin"],
+    {"name": "curves", "gpus": [0, 1], "seconds": 150, "needs": ["$ZEROMEAN_DATA/cifar-100-binary/test.bin"],
      "command": "torchrun --nproc-per-node 2 -m benchmarks.scaling --device cuda --out $OUT"}
 
 A job sees its own GPUs only (CUDA_VISIBLE_DEVICES) and, where the system can say so, keeps to their part of the
@@ -111,7 +111,7 @@ class Runner:
                 if time.monotonic() + job.seconds > self._ends:
                     self._left.remove(job)
                     found.append(self._told(job, None, None))
-                elif all(Path(file).exists() for file in job.needs):
+                elif all(Path(os.path.expandvars(file)).exists() for file in job.needs):
                     self._left.remove(job)
                     self._running[job] = self._begun(job), time.monotonic()
             time.sleep(_POLL_SECONDS)

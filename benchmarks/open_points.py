@@ -3,10 +3,10 @@
     PYTHONPATH=src python -m benchmarks.open_points cifar100-elu11 length=0.25 --gpus 2 --together 8 --out DIR
 
 Trains ELU and ReLU in every combination of the likely points, and with each of the others alone, or in the variants
-that are asked for, as in ``--variants "" "padding=ceil batch_size=50"``; the test set is never read. DIR gets
-``results.jsonl``, a row a run, and ``table.md``: what each variant differs from the recipe, paired by seed, and the
-effect of each likely point over all combinations of the rest, with 95 % intervals. The same command continues where the
-time was over.
+that are asked for, as in ``--variants "" "padding=ceil batch_size=50"``, over all steps or the ``--first`` so many; the
+test set is never read. DIR gets ``results.jsonl``, a row a run, and ``table.md``: what each variant differs from the
+recipe, paired by seed, and the effect of each likely point over all combinations of the rest, with 95 % intervals. The
+same command continues where the time was over.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
-from benchmarks.trials import Row, Trial, parser, run
+from benchmarks.trials import Row, Trial, cut, parser, run
 from scipy import stats
 
 from zeromean.lab import data
@@ -193,12 +193,16 @@ def main(words: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--seeds", type=int, default=2)
     made.add_argument("--variants", nargs="+", type=variant_of, default=(), help="instead of all")
+    made.add_argument(
+        "--first", type=int, help="of the steps, with dropout and rates as they are there; all if not given"
+    )
     made.add_argument("--activations", nargs="+", choices=ACTIVATIONS, default=ACTIVATIONS)
     options = made.parse_args(words)
     ends = time.time() + options.seconds
     recipe = find(options.recipe)
     assert isinstance(recipe, ImageRecipe), "a convolutional recipe, such as cifar100-elu11"
     recipe = override(recipe, [*options.overrides, f"validation={options.validation}"])
+    recipe = recipe if options.first is None else cut(recipe, options.first)
     planned = trials(recipe, options.seeds, options.variants, options.activations)
     rows = run(planned, data.load(recipe.data), options, ends)
     found = table(planned, rows) if options.variants else f"{table(planned, rows)}\n{effects(planned, rows)}"

@@ -48,7 +48,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def options(out: Path, **changes: Any) -> argparse.Namespace:
-    given = {"out": out, "gpus": 0, "together": 3, "seconds": 100.0, "seeds": 1, "validation": 30}
+    given = {"out": out, "gpus": 0, "together": 3, "seconds": 100.0, "seeds": 1, "validation": 30, "share": ()}
     return argparse.Namespace(**{**given, **changes})
 
 
@@ -286,6 +286,10 @@ def test_the_command_writes_rows_and_a_table(tmp_path: Path, monkeypatch: pytest
 def test_two_processes_share_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "first_gpus", lambda count: (torch.device("cpu"),) * count)
     chosen = short(cifar100_elu11(), validation=6)
-    planned = [Trial(f"seed {seed}", chosen, "elu", seed) for seed in range(3)]
-    rows = trials.run(planned, tiny_cifar(train=18), options(tmp_path, gpus=2, together=1), FOREVER)
-    assert [row and row["variant"] for row in rows] == ["seed 0", "seed 1", "seed 2"]
+    planned = [
+        *(Trial(f"seed {seed}", chosen, "elu", seed) for seed in range(3)),
+        Trial("slowed", replace(chosen, rates=((0, 1e-5), (4, 1e-6))), "elu", 0),
+    ]
+    rows = trials.run(planned, tiny_cifar(train=18), options(tmp_path, gpus=2, together=1, share=[3]), FOREVER)
+    assert [row and row["variant"] for row in rows] == ["seed 0", "seed 1", "seed 2", "slowed"]
+    assert len(list((tmp_path / "stems").rglob("*.safetensors"))) == 3

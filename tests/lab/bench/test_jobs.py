@@ -50,8 +50,9 @@ def test_processors_are_dealt_out_without_overlap() -> None:
     assert processors([0], len(own) + 1) == own
 
 
-def test_a_job_waits_for_its_files(tmp_path: Path) -> None:
-    jobs = [Job("reads", f"cat {tmp_path}/data", (0,), needs=(f"{tmp_path}/data",))]
+def test_a_job_waits_for_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OF_THE_TEST", str(tmp_path))
+    jobs = [Job("reads", "cat $OF_THE_TEST/data", (0,), needs=("$OF_THE_TEST/data",))]
     jobs.append(Job("writes", f"echo 7 > {tmp_path}/data", (1,)))
     found = rows(jobs, tmp_path / "out")
     assert found["reads"]["exit"] == 0
