@@ -22,7 +22,8 @@ from tests.lab.image_study import CPU, planned, short, tiny_cifar
 
 from zeromean.lab import compare, data
 from zeromean.lab.cli import main
-from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18
+from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18, cifar100_elu18_fast
+from zeromean.lab.recipes.imagenet import imagenet_elu15
 from zeromean.lab.session import Session, sigterm, train_images, words
 from zeromean.lab.sharing import Share
 from zeromean.lab.store import Run, Study
@@ -233,10 +234,12 @@ def test_a_damaged_checkpoint_is_told_and_the_run_begins_anew(tmp_path: Path) ->
 
 def test_runs_share_a_gpu_as_the_recipe_says() -> None:
     cuda = Session(torch.device("cuda"))
-    assert (cuda.at_once(cifar100_elu11()), cuda.at_once(cifar100_elu18())) == (4, 1)
+    recipes = (cifar100_elu11(), cifar100_elu18(), cifar100_elu18_fast(), imagenet_elu15())
+    assert [cuda.at_once(recipe) for recipe in recipes] == [4, 3, 1, 1]
     assert Session(torch.device("cuda"), Share(0, 2)).at_once(cifar100_elu11()) == 1
     assert Session(CPU).at_once(cifar100_elu11()) == 1
-    assert Session(CPU, together=3).at_once(cifar100_elu18()) == 3
+    assert Session(CPU).at_once(cifar100_elu18()) == 1
+    assert Session(CPU, together=2).at_once(cifar100_elu18()) == 2
 
 
 @pytest.mark.parametrize(
