@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import pickle
 import random
 import threading
@@ -168,6 +169,35 @@ def test_a_model_with_a_hook_is_watched_by_hooks_and_seen_alike() -> None:
         reports.append(p.report())
     assert len(seen) == 6
     assert [one.series for one in reports[0].layers] == [one.series for one in reports[1].layers]
+
+
+def saved(model: nn.Module, x: Tensor) -> Tensor:
+    torch.save(model, io.BytesIO())
+    found: Tensor = model(x)
+    return found
+
+
+def within_one_graph(model: nn.Module, x: Tensor) -> Tensor:
+    found: Tensor = torch.compile(lambda z: model(z) + 0, backend="eager", fullgraph=True)(x)
+    return found
+
+
+def exported(model: nn.Module, x: Tensor) -> Tensor:
+    found: Tensor = torch.export.export(model, (x,)).module()(x)
+    return found
+
+
+@pytest.mark.parametrize("made", [saved, within_one_graph, exported])
+def test_what_is_made_of_a_model_within_a_probe_works(made: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = plain(), torch.randn(4, 6)
+    usual = model(x)
+    with zm.probe(model, every=2) as p:
+        for _ in range(5):
+            model(x).sum().backward()
+        assert torch.allclose(made(model, x), usual)
+    assert p.report().steps[:3] == (0, 2, 4)
+    assert hooks(model) == 0
 
 
 def test_a_compiled_call_that_comes_within_a_probe_stays() -> None:
