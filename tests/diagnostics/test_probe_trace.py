@@ -155,6 +155,32 @@ def test_what_data_parallel_copies_runs_as_itself() -> None:
     assert p.report().steps == (0,)
 
 
+def test_a_pass_through_copies_is_one_pass() -> None:
+    class Copying(nn.DataParallel[nn.Module]):
+        """Calls copies in threads, as DataParallel does on several devices."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: dict[int, Tensor] = {}
+            copies = [self.module._replicate_for_data_parallel() for _ in range(2)]
+
+            def run(place: int) -> None:
+                found[place] = copies[place](x)
+
+            threads = [threading.Thread(target=run, args=(place,)) for place in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            return found[0] + found[1]
+
+    model, x = Copying(plain()), torch.randn(4, 6)
+    usual = model(x)
+    with zm.probe(model, inputs=x) as p:
+        for _ in range(3):
+            assert torch.equal(model(x), usual)
+    assert p.report().steps == (0, 1, 2)
+
+
 def test_a_model_with_a_hook_is_watched_by_hooks_and_seen_alike() -> None:
     reports, seen = [], list[int]()
     for hooked in (False, True):

@@ -1,6 +1,5 @@
 """The benchmarks that search on held-out images: what they train, what they keep, and how they judge."""
 
-import argparse
 import json
 import math
 import time
@@ -16,18 +15,16 @@ import torch
 from benchmarks import open_points, trials, tune_fast
 from benchmarks.trials import Trial
 from numpy.typing import NDArray
+from tests.lab.held_out import DATA, FOREVER, options, small_and_held_out
 from tests.lab.image_study import short, tiny_cifar
-from tests.lab.small_images import DROPOUT, recipe, small
+from tests.lab.small_images import DROPOUT, recipe
 
-from zeromean.lab.images import Material
 from zeromean.lab.recipes import find
 from zeromean.lab.recipes.cifar import cifar100_elu11
 from zeromean.lab.recipes.images import ImageRecipe, Phase, override
 from zeromean.lab.train import Training
 
-DATA = tiny_cifar(train=200)
 SMALL = recipe(normalization="mean-std", validation=30, phases=(Phase(12, DROPOUT),), rates=((0, 0.01),))
-FOREVER = math.inf
 Errors = list[float | None]
 GAPS: dict[tuple[str, str], Errors] = {
     (open_points.BASE, "elu"): [30.0, 31.0, 32.0],
@@ -38,18 +35,9 @@ GAPS: dict[tuple[str, str], Errors] = {
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("the test set must not be read")
-
-    monkeypatch.setattr(Material, "test_batches", refuse)
-    with small():
+def _small() -> Iterator[None]:
+    with small_and_held_out():
         yield
-
-
-def options(out: Path, **changes: Any) -> argparse.Namespace:
-    given = {"out": out, "gpus": 0, "together": 3, "seconds": 100.0, "seeds": 1, "validation": 30, "share": ()}
-    return argparse.Namespace(**{**given, **changes})
 
 
 def two(chosen: ImageRecipe = SMALL) -> list[Trial]:

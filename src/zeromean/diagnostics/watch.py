@@ -169,7 +169,9 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
                 "model.compile() compiles hooks in: pass what torch.compile(model) returned, with inputs= for a probe "
                 "batch, or call zm.probe.measure between steps"
             )
-        anchor = model if runs_compiled(model) else self._root
+        # DataParallel calls copies of the model, one a device.
+        whole = runs_compiled(model) or isinstance(model, nn.DataParallel)
+        anchor = model if whole else self._root
         self._training = self._root.training
         if is_called_plainly(anchor) and type(anchor).__call__ is nn.Module.__call__:
             self._leave = self._call_instead_of(anchor)
@@ -266,7 +268,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         return True
 
     def _give_up(self, measured: Pass) -> None:
-        """Of a pass that raised nothing is kept."""
+        """Keep nothing of a pass that raised."""
         measured.end()
         if self._pass is measured:
             self._pass = None

@@ -1,7 +1,5 @@
 """Trials that share their first steps, and the benchmark of schedules, which share many."""
 
-import argparse
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -15,15 +13,13 @@ import torch
 from benchmarks import open_points, schedules, trials
 from benchmarks.schedules import SCHEDULES, scheduled
 from benchmarks.trials import Row, Trial
-from tests.lab.image_study import tiny_cifar
-from tests.lab.small_images import DROPOUT, NO_DROPOUT, recipe, small
+from tests.lab.held_out import DATA, FOREVER, options, small_and_held_out
+from tests.lab.small_images import DROPOUT, NO_DROPOUT, recipe
 
-from zeromean.lab.images import Material
 from zeromean.lab.recipes.cifar import cifar10_elu18, cifar100_elu18, cifar100_elu18_fast
 from zeromean.lab.recipes.images import ImageRecipe, Phase, override
 from zeromean.lab.train import Training
 
-DATA = tiny_cifar(train=200)
 SMALL = recipe(normalization="mean-std", validation=30, phases=(Phase(44, NO_DROPOUT),), rates=((0, 0.01),))
 # Epochs of ten steps; the three are the same until step 20, the first and the last until step 30.
 LONG = replace(SMALL, phases=(Phase(24, DROPOUT), Phase(20, DROPOUT, everywhere=True)), ema=0.9, label_smoothing=0.1)
@@ -32,22 +28,12 @@ SLOWED = replace(LONG, rates=((0, 0.01), (33, 0.001)))
 SHARE = [24, 39]
 # Without noise: threads share the generator that dropout draws from.
 BOTH = [Trial(str(pairs), replace(SMALL, rates=pairs), "elu", 0) for pairs in (LONG.rates, SLOWED.rates)]
-FOREVER = math.inf
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("the test set must not be read")
-
-    monkeypatch.setattr(Material, "test_batches", refuse)
-    with small():
+def _small() -> Iterator[None]:
+    with small_and_held_out():
         yield
-
-
-def options(out: Path, **changes: Any) -> argparse.Namespace:
-    given = {"out": out, "gpus": 0, "together": 3, "seconds": 100.0, "share": ()}
-    return argparse.Namespace(**{**given, **changes})
 
 
 def three(*recipes: ImageRecipe) -> list[Trial]:
