@@ -346,6 +346,8 @@ def train_all(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
         Job(options.network, activation, norm, group, steps, images, device)
         for (group, activation, norm), device in zip(arms, itertools.cycle(devices), strict=False)
     ]
+    if options.network == "elu11":
+        pictures(devices[0])  # which keeps the whitening, so that no process has to work it out
     place = {name: number for number, name in enumerate((*options.activations, *options.norms))}
     started, context = time.perf_counter(), multiprocessing.get_context("spawn")
     found: list[dict[str, Any]] = []
