@@ -6,6 +6,7 @@ import io
 import pickle
 import random
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Literal, cast
@@ -213,7 +214,14 @@ def exported(model: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("made", [saved, within_one_graph, exported])
+def traced(model: nn.Module, x: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found: Tensor = torch.jit.trace(model, x)(x)
+    return found
+
+
+@pytest.mark.parametrize("made", [saved, within_one_graph, exported, traced])
 def test_what_is_made_of_a_model_within_a_probe_works(made: Callable[[nn.Module, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     model, x = plain(), torch.randn(4, 6)

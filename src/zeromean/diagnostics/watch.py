@@ -48,8 +48,9 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
     dead or never off; for every layer the norms of its gradients. ``full`` adds what tells the gradient from the unit
     natural gradient; it needs a probe batch, and is measured in evaluation mode.
 
-    The model must be what the training calls: hooks on a module do not see the passes of what torch.compile made of it.
-    Modules used through their weights alone and activations called as functions are not seen either; both are named.
+    The model must be what the training calls: a probe does not see the passes of what torch.compile made of it, and
+    those that torch.jit.trace records are not measured. Modules used through their weights alone and activations called
+    as functions are not seen either; both are named.
 
     Example:
         >>> with zm.probe(model, every=10) as p:
@@ -257,7 +258,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
             self._end_pass()
         step, every = self._steps, self._every
         self._steps = step + 1
-        if not every(step) if callable(every) else step % every:
+        if (not every(step) if callable(every) else step % every) or torch._C._is_tracing():
             return False
         if self._batch[0] is not None:
             self._run_batch(step)
