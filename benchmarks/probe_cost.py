@@ -9,7 +9,9 @@ probe costs is the median over the rounds of the difference between the two, plu
 many measured passes and is timed apart: the summing up, and the measuring of passes that wait as copies. The writing of
 a report is left out. A measured step takes what a step takes and the difference. Small networks, whose differences are
 small beside what a machine does besides, take as many rounds as fit into `SECONDS`. A probe's operators are those that
-torch dispatches in a measured step and not in another, its launches those of CUDA kernels.
+torch dispatches in a measured step and not in another, its launches those of CUDA kernels. Where the host spends what
+a measured step takes more is told by parts: in the forward pass, in the backward pass, in the optimizer's step and in
+the whole step behind it, whose beginning takes the numbers in.
 
 ``full`` measures one batch besides: its price is stated in gradients, the time of one forward and backward pass of that
 batch, taken in turns with it.
@@ -24,9 +26,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -47,6 +50,7 @@ EVERY, MEASURED = 10, 5
 SECONDS = 12.0
 WARM = 3
 SUMMED_UP = 3
+MEASURED_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -198,15 +202,19 @@ def light(subject: Subject, device: torch.device, rounds: int, wait: bool) -> di
     difference = statistics.median(b - a for a, b in pairs)
     probe.report()
     summary = summing_up(subject, step, device)
-    return {
-        "milliseconds_step": plain / EVERY,
-        "milliseconds_measured": plain / EVERY + difference,
-        "milliseconds_summing_up": summary,
-        "share_at_every_10th_step": (difference + summary) / plain,
-        "spread": [(one + summary) / plain for one in statistics.quantiles((b - a for a, b in pairs), n=4)[::2]],
-        "n": len(pairs),
-        "waits": wait,
-    } | effort(subject, step, device)
+    return (
+        {
+            "milliseconds_step": plain / EVERY,
+            "milliseconds_measured": plain / EVERY + difference,
+            "milliseconds_summing_up": summary,
+            "share_at_every_10th_step": (difference + summary) / plain,
+            "spread": [(one + summary) / plain for one in statistics.quantiles((b - a for a, b in pairs), n=4)[::2]],
+            "n": len(pairs),
+            "waits": wait,
+        }
+        | parts(subject, optimizer, device)
+        | effort(subject, step, device)
+    )
 
 
 def summing_up(subject: Subject, step: Callable[[], None], device: torch.device) -> float:
@@ -226,6 +234,35 @@ def summing_up(subject: Subject, step: Callable[[], None], device: torch.device)
             first, second = timed(probe.report, device), timed(probe.report, device)  # the second has nothing to sum up
             found.append(max(0.0, measuring + first - second) / WAITING)
     return statistics.median(found)
+
+
+def parts(subject: Subject, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, float]:
+    """Milliseconds of the host that a measured step takes more than others, medians, and the step behind it."""
+    of_step: dict[int, list[list[float]]] = {place: [] for place in range(EVERY)}
+    with zm.probe(subject.model, every=lambda step: step % EVERY == MEASURED):
+        for step in range(EVERY * (WARM + MEASURED_STEPS)):
+            optimizer.zero_grad()
+            clock(device)  # so that no launch waits for those before it
+            stamps = [time.perf_counter()]
+            scores = subject.model(subject.inputs)
+            loss = F.cross_entropy(scores.flatten(0, -2), subject.targets.flatten())
+            stamps.append(time.perf_counter())
+            loss.backward()
+            stamps.append(time.perf_counter())
+            optimizer.step()
+            stamps.append(time.perf_counter())
+            if step >= EVERY * WARM:
+                of_step[step % EVERY].append([1000 * (b - a) for a, b in pairwise(stamps)])
+
+    def middle(places: Iterable[int]) -> list[float]:
+        found = [of_part for place in places for of_part in of_step[place]]
+        return [statistics.median(part) for part in zip(*found, strict=True)]
+
+    usual = middle(set(range(EVERY)) - {MEASURED, MEASURED + 1})
+    measured, behind = middle([MEASURED]), middle([MEASURED + 1])
+    names = (f"milliseconds_more_in_{name}" for name in ("forward", "backward", "optimizer"))
+    more = dict(zip(names, (a - b for a, b in zip(measured, usual, strict=True)), strict=True))
+    return more | {"milliseconds_more_behind": sum(behind) - sum(usual)}
 
 
 def effort(subject: Subject, step: Callable[[], None], device: torch.device) -> dict[str, int]:
