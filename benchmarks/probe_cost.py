@@ -135,10 +135,15 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return clock(device) - started
 
 
+def loss_of(subject: Subject) -> Tensor:
+    """The forward pass of the batch."""
+    scores = subject.model(subject.inputs)
+    return F.cross_entropy(scores.flatten(0, -2), subject.targets.flatten())
+
+
 def gradient(subject: Subject) -> None:
     """One forward and backward pass of the batch."""
-    scores = subject.model(subject.inputs)
-    F.cross_entropy(scores.flatten(0, -2), subject.targets.flatten()).backward()
+    loss_of(subject).backward()
 
 
 class Counting(TorchDispatchMode):
@@ -244,8 +249,7 @@ def parts(subject: Subject, optimizer: torch.optim.Optimizer, device: torch.devi
             optimizer.zero_grad()
             clock(device)  # so that no launch waits for those before it
             stamps = [time.perf_counter()]
-            scores = subject.model(subject.inputs)
-            loss = F.cross_entropy(scores.flatten(0, -2), subject.targets.flatten())
+            loss = loss_of(subject)
             stamps.append(time.perf_counter())
             loss.backward()
             stamps.append(time.perf_counter())

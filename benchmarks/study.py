@@ -59,13 +59,12 @@ class Lines:
             now = time.monotonic()
             if epoch // max(1, epochs // 10) > (marks[-1][1] if marks else -1) // max(1, epochs // 10):
                 print(f"{stage}: epoch {epoch} of {epochs}, {runs} runs, {now - started:.0f} s", flush=True)
-            begun = marks[0][1] if marks else epoch
             marks.append((now, epoch))
-            paced = [mark for mark in marks if mark[1] - begun >= _COMPILING * epochs]
-            if epoch - begun < _PACED * epochs or len(paced) < 2 or self.late or not self.may_stop:
+            begun = marks[0][1]
+            if epoch - begun < _PACED * epochs or self.late or not self.may_stop:
                 return
-            (first, before), (last, after) = paced[0], paced[-1]
-            if now + (epochs - epoch) * (last - first) / (after - before) > self._ends:
+            first, before = next(mark for mark in marks if mark[1] - begun >= _COMPILING * epochs)
+            if before < epoch and now + (epochs - epoch) * (now - first) / (epoch - before) > self._ends:
                 self.late = True
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -88,8 +87,7 @@ def in_time(
         except Stopped:
             if not lines.late:
                 raise
-            left = study.pending(runs)
-            pending = [one for one in pending if one in left][:-1]
+            pending = study.pending(pending)[:-1]
             print(f"too slow: {len(pending)} runs go on", flush=True)
         gc.collect()
 

@@ -6,8 +6,10 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,3 +162,26 @@ def test_a_run_that_is_behind_catches_up(tmp_path: Path) -> None:
     train(recipe(), runs, material(), study, device=CPU, together=2, on_epoch=epochs)
     assert epochs.seen == [(0, 2), (1, 1), (2, 1), (3, 2)]
     assert [contents(study, one) for one in runs] == [contents(whole, one) for one in runs]
+
+
+@pytest.mark.parametrize(("cost", "written"), [(0.0, list(range(3, 24, 2))), (0.25, [3, 16])])
+def test_checkpoints_take_a_fiftieth_of_the_time_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: float, written: list[int]
+) -> None:
+    clock, epochs = [0.0], list[int]()
+    write = Study.write_checkpoint
+
+    def slow_write(study: Study, owner: Any, tensors: Any, facts: Any) -> None:
+        clock[0] += cost
+        epochs.append(facts["epoch"])
+        write(study, owner, tensors, facts)
+
+    def tick(epoch: int, runs: int) -> None:
+        clock[0] += epoch > 0  # an epoch a second
+
+    fake = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr("zeromean.lab.train.time", fake)
+    monkeypatch.setattr(Study, "write_checkpoint", slow_write)
+    long = recipe(phases=(Phase(120, NO_DROPOUT),))
+    train(long, [run()], material(), Study(tmp_path), device=CPU, checkpoint_seconds=1.5, on_epoch=tick)
+    assert epochs == written

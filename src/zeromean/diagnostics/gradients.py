@@ -303,11 +303,12 @@ class Gathered:
 
     def learn(self, wanted: Wanted, found: Sequence[tuple[Key, Tensor]]) -> None:
         """Know the pass whose gradients were taken last, unless they were of several kinds or are not copied yet."""
-        self._keys, tensors = zip(*found, strict=True)
-        copied = tensors[0].device.type in COPIED
-        one_kind = all(one.dtype == tensors[0].dtype and one.device == tensors[0].device for one in tensors)
-        if one_kind and not any(one.is_sparse for one in tensors) and (self._copies is not None or not copied):
-            self.known = wanted
+        keys, tensors = zip(*found, strict=True)
+        first = tensors[0]
+        if self._copies is None and first.device.type in COPIED:
+            return
+        if all(one.dtype == first.dtype and one.device == first.device and not one.is_sparse for one in tensors):
+            self.known, self._keys = wanted, keys
             self.shapes_of_weights = [one.shape for one in tensors[len(tensors) - len(wanted.weights) :]]
 
     def take_known(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Key, ...], Kept]:

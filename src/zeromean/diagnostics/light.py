@@ -231,8 +231,7 @@ class Pass:
 
         setattr(call, OF_A_PROBE, True)
         noted = may_wait and layer.role != "other" and not self._first and not early
-        usual_class = type(layer.module).__call__ is nn.Module.__call__
-        one_call = call if noted and usual_class and not layer.copied else None
+        one_call = call if noted and has_usual_call(layer.module) and not layer.copied else None
         return _Hooks(layer.module, enter if early else None, note if noted else leave, one_call)
 
     def _unhook(self) -> None:
@@ -406,6 +405,11 @@ class Pass:
         if parameters is not None:
             weight = cast(Tensor, parameters["weight"])
             self.gradients.of_weight((sight.name, "weight_gradient"), weight, announced=announced)
+
+
+def has_usual_call(module: nn.Module) -> bool:
+    """Whether its class leaves to torch what a call is."""
+    return type(module).__call__ is nn.Module.__call__
 
 
 def is_called_plainly(module: nn.Module) -> bool:

@@ -28,7 +28,7 @@ from zeromean.diagnostics.fisher import OnLayer
 from zeromean.diagnostics.full import Fisher
 from zeromean.diagnostics.history import History
 from zeromean.diagnostics.layers import CALL, OF_A_PROBE, Patterns, Selection, Skipped, runs_compiled, select
-from zeromean.diagnostics.light import Learned, Pass, first_tensor, is_called_plainly
+from zeromean.diagnostics.light import Learned, Pass, first_tensor, has_usual_call, is_called_plainly
 from zeromean.diagnostics.report import Report
 from zeromean.diagnostics.shield import Loss, forward_and_backward
 from zeromean.diagnostics.tails import tails
@@ -174,7 +174,7 @@ class probe:  # noqa: N801  (used as a function: with zm.probe(model) as p)
         whole = runs_compiled(model) or isinstance(model, nn.DataParallel)
         anchor = model if whole else self._root
         self._training = self._root.training
-        if is_called_plainly(anchor) and type(anchor).__call__ is nn.Module.__call__:
+        if is_called_plainly(anchor) and has_usual_call(anchor):
             self._leave = self._call_instead_of(anchor)
         else:
             self._leave = anchor.register_forward_pre_hook(self._before, prepend=True).remove
