@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,12 +171,16 @@ class Thread(threading.Thread):
 
 
 @pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     array = torch.multiprocessing.get_context("spawn").Array
     monkeypatch.setattr(
         trials, "multiprocessing", SimpleNamespace(get_context=lambda _: SimpleNamespace(Array=array, Process=Thread))
     )
     monkeypatch.setattr(trials, "first_gpus", lambda count: (torch.device("cpu"),) * count)
+    # Its settings are those of a whole process, which two threads would put back in the wrong order.
+    monkeypatch.setattr(trials, "arithmetic", lambda precision, device: nullcontext())
+    yield
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.usefixtures("threads")
