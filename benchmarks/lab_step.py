@@ -3,8 +3,8 @@
     PYTHONPATH=src python -m benchmarks.lab_step --device cuda [--network elu18] [--batch 512] --out DIR
 
 The lab's step is `zeromean.lab.train.Training`, crops and flips of new images included. The plain one has layers of
-torch alone, convolution, ``torch.nn.ELU``, max-pooling and dropout one after the other, in bfloat16 autocast and
-channels_last, with fused SGD, always on the same batch. Both have the recipe's dropout and padding.
+torch alone, convolution, ``torch.nn.ELU``, max-pooling and dropout one after the other, in autocast and channels_last,
+with fused SGD, always on the same batch. Both have the recipe's dropout, padding and half precision.
 
 The lab lets cuDNN search for the fastest program of each convolution, which torch does not by itself: every plain mode
 is there without and with that search (``torch.backends.cudnn.benchmark``). What cuDNN chose stays in a process, so each
@@ -37,7 +37,7 @@ from zeromean.lab.nets import NETWORKS
 from zeromean.lab.nets.convolutional import CHANNELS, PIXELS
 from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18
 from zeromean.lab.recipes.images import ImageRecipe
-from zeromean.lab.recording import arithmetic
+from zeromean.lab.recording import arithmetic, half_of
 from zeromean.lab.store import Run
 
 PROFILED_STEPS = 3
@@ -63,8 +63,11 @@ def plain_step(recipe: ImageRecipe, mode: str, searched: bool, device: torch.dev
     plain.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(plain.parameters(), RATE, momentum=0.9, weight_decay=5e-4, fused=True)
 
+    half = half_of(recipe.precision)
+    assert half is not None, "autocast asks for half precision"
+
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, torch.bfloat16):
+        with torch.autocast(inputs.device.type, half):
             logits = plain(inputs)
         return F.cross_entropy(logits.float(), targets)
 

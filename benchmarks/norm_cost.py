@@ -35,7 +35,7 @@ from zeromean.lab.nets.convolutional import CHANNELS, PIXELS
 from zeromean.lab.plan import device_facts
 from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18
 from zeromean.lab.recipes.images import ImageRecipe
-from zeromean.lab.recording import arithmetic, warm_up
+from zeromean.lab.recording import arithmetic, half_of, warm_up
 from zeromean.lab.sharing import ALONE, Share
 from zeromean.lab.store import Run
 from zeromean.lab.train import Training, build
@@ -127,7 +127,7 @@ def peaks(recipe: ImageRecipe, images: Material, device: torch.device) -> dict[C
     """The peak memory of a step of each, in MiB, one after the other; None on a CPU."""
     if device.type != "cuda":
         return dict.fromkeys(CONTENDERS)
-    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+    dtype = half_of(recipe.precision) or torch.float32
     source = images.source(recipe, seed=0, dtype=dtype, share=ALONE)
     # Once more than it counts: the first one also pays for the workspaces of cuBLAS, which stay.
     _peak(recipe, CONTENDERS[0], source, dtype, device)

@@ -32,6 +32,7 @@ from zeromean.lab.recipes.images import ImageRecipe, Phase
 from zeromean.lab.sharing import launched
 from zeromean.lab.store import Run, Study
 from zeromean.lab.train import Training, train
+from zeromean.lab.update import Update
 
 CPU = torch.device("cpu")
 PIXELS, CLASSES = 8, 4
@@ -182,11 +183,17 @@ def poisoned(image: int) -> Material:
     return clean
 
 
-def halved(training: Training, half: torch.dtype | None = torch.bfloat16) -> Training:
-    """The training in bfloat16 wherever it is, with copies of its weights in that type or without any."""
-    update = training._update
-    update.dtype = torch.bfloat16
-    update._descent = Descent(training.recipe, training.network, update._ledger, half=half)
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def halved(training: Training, dtype: torch.dtype = torch.bfloat16, *, copies: bool = True) -> Training:
+    """The training in half precision wherever it is, with copies of its weights or without any."""
+    recipe, network = training.recipe, training.network
+    seed, share = training.run.seed, training.share
+    update = Update(recipe, network, training._batches, seed=seed, share=share, dtype=dtype)
+    if not copies:
+        update._descent = Descent(recipe, network, update._ledger)
+    training._update, training._step = update, update.take
     return training
 
 
@@ -213,12 +220,12 @@ def shared(folder: Path) -> str:
             training.begin_epoch()
             training.advance()
             sums.append(sum_of(training.network))
-        half = trained(halved(Training(recipe(), run(), material(), device, share)))
-        sums.append(sum_of(half.network))
-        if share.writes:
-            save_file(
-                {name: one.detach().contiguous() for name, one in half.network.named_parameters()}, folder / "half"
-            )
+        for dtype in HALVES:
+            half = trained(halved(Training(recipe(), run(), material(), device, share), dtype))
+            sums.append(sum_of(half.network))
+            if share.writes:
+                named = half.network.named_parameters()
+                save_file({name: one.detach().contiguous() for name, one in named}, folder / str(dtype))
     return " ".join(sums)
 
 

@@ -38,7 +38,7 @@ from zeromean.lab.recipes.images import ImageRecipe, Phase, override
         ("curve", "cosine", "one of stairs, linear"),
         ("padding", "same", "one of alternate, one, ceil, one_ceil"),
         ("initialization", "xavier", "one of he, activation, lecun"),
-        ("precision", "float16", "one of bfloat16, tf32, float32"),
+        ("precision", "float64", "one of bfloat16, float16, tf32, float32"),
         ("norms", ("none", "layer"), "one of none, batch"),
         ("norms", (), "at least one"),
         ("activations", (), "at least one"),

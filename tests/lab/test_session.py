@@ -256,6 +256,11 @@ def test_the_note_of_a_group(errors: list[float | None], said: str) -> None:
     assert words([]) == ""
 
 
+def test_the_note_counts_the_steps_that_changed_nothing() -> None:
+    rows = [{"images_per_second": 500.0, "train_error": 5.0, "overflows": count} for count in (0, 2, 1)]
+    assert words(rows) == "500 images/s, training error 5 %, 3 steps overflowed"
+
+
 class Writer:
     """Remembers what it was asked to write."""
 

@@ -11,6 +11,7 @@ from tests.lab.processes import free_port, two_processes
 from tests.lab.small_images import (
     CLASSES,
     CPU,
+    HALVES,
     SHARED,
     halved,
     material,
@@ -68,11 +69,14 @@ def test_two_processes_end_with_the_weights_of_one(name: str, one: Path, two: tu
     assert results[1]["test_error"] == pytest.approx(results[0]["test_error"])
 
 
-def test_two_processes_share_copies_in_half_precision(two: tuple[Path, list[str]]) -> None:
-    alone = dict(trained(halved(Training(recipe(), run(), material(), CPU))).network.named_parameters())
-    for name, tensor in load_file(two[0] / "half").items():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.005)])
+def test_two_processes_share_copies_in_half_precision(
+    two: tuple[Path, list[str]], dtype: torch.dtype, tolerance: float
+) -> None:
+    alone = dict(trained(halved(Training(recipe(), run(), material(), CPU), dtype)).network.named_parameters())
+    for name, tensor in load_file(two[0] / str(dtype)).items():
         distance = (tensor - alone[name]).norm() / alone[name].detach().norm()
-        assert distance < 0.02, name
+        assert distance < tolerance, name
 
 
 def test_batch_normalization_takes_each_process_s_part_for_the_batch(one: Path, two: tuple[Path, list[str]]) -> None:
@@ -85,7 +89,7 @@ def test_batch_normalization_takes_each_process_s_part_for_the_batch(one: Path, 
 def test_all_processes_have_the_same_weights(two: tuple[Path, list[str]]) -> None:
     first, second = two[1]
     assert first == second
-    assert len(set(first.split())) == len(SHARED) + 1
+    assert len(set(first.split())) == len(SHARED) + len(HALVES)
 
 
 @pytest.mark.parametrize(("name", "rank"), [("poisoned", 0), ("poisoned-too", 1)])

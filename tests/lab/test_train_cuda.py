@@ -10,7 +10,7 @@ import torch
 from tests.lab.small_images import CPU, DROPOUT, NO_DROPOUT, Epochs, KilledError, material, poisoned, recipe, run, small
 
 from zeromean.lab.images import Material
-from zeromean.lab.recipes.images import ImageRecipe, Phase
+from zeromean.lab.recipes.images import ImageRecipe, Phase, Precision
 from zeromean.lab.store import Run, Study
 from zeromean.lab.train import Training, train
 
@@ -75,8 +75,42 @@ def test_a_killed_training_continues_to_the_same_numbers(tmp_path: Path) -> None
     assert [row["train_loss"] for row in cut.metrics(one)] == pytest.approx(whole, rel=1e-3)
 
 
-def test_a_step_that_is_not_finite_changes_nothing() -> None:
-    training = Training(recipe(ema=0.5), run("eelu", norm="batch"), on_gpu(poisoned(60)), GPU)
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_as_float32_does(tmp_path: Path, precision: Precision) -> None:
+    one = [run(norm="batch")]
+    exact, half = (recipe(clip=0.5, ema=0.5, precision=kind) for kind in ("float32", precision))
+    found, wanted = losses(tmp_path, "half", half, one)[0], losses(tmp_path, "exact", exact, one)[0]
+    assert found == pytest.approx(wanted, rel=0.02)
+    assert found != wanted
+
+
+def test_an_overflow_in_float16_costs_a_recorded_step_and_half_the_scale() -> None:
+    training = Training(recipe(precision="float16"), run(norm="batch"), on_gpu(material()), GPU)
+    training.begin_epoch()
+    training.advance()
+    torch.cuda.synchronize()
+    update = training._update
+    update._ledger.loss_scale.fill_(2.0**40)
+    before = {name: tensor.clone() for name, tensor in update.tensors().items()}
+    torch.cuda.synchronize()
+    training.advance()
+    torch.cuda.synchronize()
+    after = update.tensors()
+    assert float(after["loss_scale"]) == 2.0**39
+    for name in after.keys() - {"place", "number", "loss_sum", "loss_scale", "calm", "overflows"}:
+        assert torch.equal(after[name], before[name]), name
+    update._ledger.loss_scale.fill_(2.0**10)
+    torch.cuda.synchronize()
+    training.advance()
+    training.finish_epoch()
+    assert training.diverged is None
+    assert not torch.equal(update.tensors()["network.stack1.conv1.weight"], before["network.stack1.conv1.weight"])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_step_that_is_not_finite_changes_nothing(precision: Precision) -> None:
+    chosen = recipe(ema=0.5, precision=precision)
+    training = Training(chosen, run("eelu", norm="batch"), on_gpu(poisoned(60)), GPU)
     training.begin_epoch()
     before = []
     while training.steps_left:
@@ -88,7 +122,7 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     assert training.diverged is not None
     assert training.diverged["layer"] == "the images"
     kept, after = before[training.diverged["step"] - 1], training.state()[0]
-    for name in kept.keys() - {"place", "number", "loss_sum", "first_void"}:
+    for name in kept.keys() - {"place", "number", "loss_sum", "first_void", "calm"}:
         assert torch.equal(after[name], kept[name]), name
 
 

@@ -3,6 +3,10 @@
 The second is for weights that are computed with in half precision. Weights and velocities are float32; the copies with
 which forward and backward pass compute are rounded anew by the same program, and gradients are read as the backward
 pass leaves them. That moves 20 bytes a weight where casts before and behind an optimizer in float32 move 32.
+
+Float16 holds numbers down to 6e-8 only, so there the loss is multiplied by a scale before it is differentiated, and the
+gradient is divided by it: as in Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2, the scale is
+halved where a gradient is not finite, and doubled after many steps without.
 """
 
 from __future__ import annotations
@@ -17,6 +21,10 @@ from torch import Tensor
 from zeromean.kernels.operator import fused
 
 _TILE = 2048
+_FIRST_SCALE = 2.0**12
+_LARGEST_SCALE = 2.0**16
+# Steps until the scale of the loss is doubled.
+_CALM = 2000
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,15 @@ class Ledger:
         rates: the learning rate of each step, float32 ``[steps]``.
         place: of the next batch in its epoch, int64 ``[1]``.
         number: of the next step, counted from 0, int64 ``[1]``.
-        first_void: number of the first void step, or the number of steps, int64 ``[1]``.
+        first_void: number of the step from which on all are void, or the number of steps, int64 ``[1]``.
         loss_sum: over steps, float64 ``[]``.
         rate: the learning rate of the step that was settled last, float32 ``[]``.
-        scale: of its gradient, float32 ``[]``; 1 where nothing is clipped.
+        scale: what its gradient is multiplied by, float32 ``[]``: less than 1 where it is clipped, over `loss_scale`.
         void: 1 if it must change nothing, else 0, float32 ``[]``.
+        loss_scale: what the next step's loss is multiplied by before it is differentiated, float32 ``[1]``.
+        calm: steps since that was changed, int64 ``[1]``.
+        overflows: steps that were void because their gradient alone was not finite, int64 ``[1]``.
+        scales: whether the scale ever changes; it is 1 where not.
     """
 
     rates: Tensor
@@ -42,43 +54,60 @@ class Ledger:
     rate: Tensor
     scale: Tensor
     void: Tensor
+    loss_scale: Tensor
+    calm: Tensor
+    overflows: Tensor
+    scales: bool
 
     @classmethod
-    def opened(cls, rates: Tensor) -> Ledger:
+    def opened(cls, rates: Tensor, *, scales: bool = False) -> Ledger:
         """Before the first step of a training with these rates."""
         device = rates.device
-        place, number = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
+        place, number, calm, overflows = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(4))
         first_void = torch.full((1,), len(rates), dtype=torch.int64, device=device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         rate, void = (torch.zeros((), device=device) for _ in range(2))
-        return cls(rates, place, number, first_void, loss_sum, rate, torch.ones_like(rate), void)
+        scale = torch.ones_like(rate)
+        loss_scale = torch.full((1,), _FIRST_SCALE if scales else 1.0, device=device)
+        return cls(rates, place, number, first_void, loss_sum, rate, scale, void, loss_scale, calm, overflows, scales)
 
     def settle(self, loss: Tensor, norms: Tensor, clip: float) -> None:
         """Decide about a step, and turn to the next one.
 
-        It is void, as are all after it, if its loss or the norm of its whole gradient is not finite.
+        It is void, as are all after it, if its loss or the norm of its whole gradient is not finite. Where the loss is
+        finite and its scale above 1, the step alone is void and the scale is halved.
 
         Args:
-            loss: float32 ``[]``.
-            norms: of parts of the gradient, float32 ``[parts]``.
+            loss: before it is multiplied, float32 ``[]``.
+            norms: of parts of the gradient as it was found, float32 ``[parts]``.
             clip: the largest norm of the whole gradient; 0 does not clip.
         """
         if fused(loss):
             _programs().settle[(1,)](
                 loss, norms, self.rates, self.place, self.number, self.first_void, self.loss_sum, self.rate, self.scale,
-                self.void, len(norms), clip, PADDED=1 << (len(norms) - 1).bit_length(), num_warps=1,
+                self.void, self.loss_scale, self.calm, self.overflows, len(norms), clip, _LARGEST_SCALE, _CALM,
+                PADDED=1 << (len(norms) - 1).bit_length(), SCALES=self.scales, num_warps=1,
             )  # fmt: skip
             return
-        norm = torch.linalg.vector_norm(norms)
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        norm = torch.linalg.vector_norm(norms) / self.loss_scale
+        overflow = torch.isfinite(loss) & ~torch.isfinite(norm) & (self.loss_scale > 1)
+        finite = torch.isfinite(loss) & torch.isfinite(norm) | overflow
         self.first_void.copy_(torch.where(finite, self.first_void, torch.minimum(self.first_void, self.number)))
-        self.void.copy_((self.first_void <= self.number)[0])
+        self.void.copy_(((self.first_void <= self.number) | overflow)[0])
         self.rate.copy_(self.rates.index_select(0, self.number)[0])
-        if clip:
-            self.scale.copy_(clip / norm.clamp(min=clip))
+        self.scale.copy_((clip / norm.clamp(min=clip) if clip else torch.ones_like(norm))[0] / self.loss_scale[0])
+        if self.scales:
+            self._rescale(overflow)
         self.loss_sum.add_(loss)
         self.place.add_(1)
         self.number.add_(1)
+
+    def _rescale(self, overflow: Tensor) -> None:
+        calm = torch.where(overflow, 0, self.calm + 1)
+        grown = torch.where(calm == _CALM, (2 * self.loss_scale).clamp(max=_LARGEST_SCALE), self.loss_scale)
+        self.loss_scale.copy_(torch.where(overflow, self.loss_scale / 2, grown))
+        self.calm.copy_(calm % _CALM)
+        self.overflows.add_(overflow)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Descent:
     def step(self) -> None:
         """Update the parameters with the collected gradients, which are let go of."""
         recipe, ledger = self._recipe, self._ledger
-        if recipe.clip:
+        if recipe.clip or ledger.scales:
             torch._foreach_mul_(_gradients(self._others), ledger.scale)
         if self._flat is not None:
             sgd_step(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
+from zeromean.kernels.linear import HALF_TYPES
 from zeromean.lab.data.augment import Batch
 
 AT_ONCE = 1000
@@ -37,8 +38,9 @@ UNKNOWN = Judgement(math.nan, math.nan, math.nan)
 
 
 def outputs_of(network: nn.Module, x: Tensor, dtype: torch.dtype, copies: Mapping[str, Tensor] | None = None) -> Tensor:
-    """The network's output, with these in place of parameters; in bfloat16 its products run under autocast."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    """The network's output, with these in place of parameters; in half precision its products run under autocast."""
+    half = dtype in HALF_TYPES
+    with torch.autocast(x.device.type, dtype if half else None, enabled=half):
         outputs: Tensor = functional_call(network, dict(copies), (x,)) if copies else network(x)
     return outputs
 

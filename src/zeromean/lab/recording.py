@@ -10,6 +10,7 @@ import torch
 from zeromean.lab.recipes.images import Precision
 from zeromean.lab.update import Update
 
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _WARM_UP = 3
 # A compiled step for every activation, norm and dropout of a study, shared by its seeds.
 _VARIANTS = 1000
@@ -43,6 +44,11 @@ def warm_up(update: Update) -> None:
         for _ in range(_WARM_UP):
             update.take()
             update.load(before)
+
+
+def half_of(precision: Precision) -> torch.dtype | None:
+    """The half precision that it is, or None."""
+    return _HALVES.get(precision)
 
 
 @contextmanager

@@ -119,7 +119,10 @@ def _follow(
 
 
 def words(rows: Sequence[dict[str, Any]]) -> str:
-    """What the last rows of runs that share a device say: images a second on all of it, the mean training error."""
+    """What the last rows of runs that share a device say: images a second on all of it, the mean training error.
+
+    And how many steps changed nothing as their gradient overflowed in float16, if any.
+    """
     if not rows:
         return ""
     rate = sum(row["images_per_second"] for row in rows) / len(rows)
@@ -127,7 +130,9 @@ def words(rows: Sequence[dict[str, Any]]) -> str:
     known = [error for error in errors if error is not None]
     said = f"training error {sum(known) / len(known):.3g} %" if known else "diverged"
     lost = f", {len(errors) - len(known)} diverged" if known and len(known) < len(errors) else ""
-    return f"{float(f'{rate:.3g}'):,.{0 if rate >= 100 else 1}f} images/s, {said}{lost}"
+    overflows = sum(row.get("overflows", 0) for row in rows)
+    without = f", {overflows} steps overflowed" if overflows else ""
+    return f"{float(f'{rate:.3g}'):,.{0 if rate >= 100 else 1}f} images/s, {said}{lost}{without}"
 
 
 @contextmanager

@@ -7,7 +7,8 @@ is written.
 
 All that a run is (weights, momentum, average, counters) goes into its checkpoint, and random numbers are functions of
 seed and step, so that a killed run continues; on a CPU with the same bits. A step whose loss or gradient is not finite
-changes nothing, and neither does any after it: the run is marked diverged, with the step and the layer.
+changes nothing, and neither does any after it: the run is marked diverged, with the step and the layer. Only in float16
+may a gradient overflow, at the price of one step and half the scale of the loss.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from zeromean.lab.images import AnyMaterial
 from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
 from zeromean.lab.observe import AT_ONCE, UNKNOWN, Judgement, blame, finite, judge, mean_activations, mean_size
 from zeromean.lab.recipes.images import ImageRecipe, Phase
-from zeromean.lab.recording import arithmetic, record
+from zeromean.lab.recording import arithmetic, half_of, record
 from zeromean.lab.sharing import ALONE, Share
 from zeromean.lab.store import DamagedFileError, Run, Study
 from zeromean.lab.update import Update, loss_of
@@ -222,8 +223,8 @@ class Training:
     ) -> None:
         self.recipe, self.run, self.material, self.share = recipe, run, material, share
         self.network = build(recipe, run, material.classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        half = recipe.precision == "bfloat16" and device.type == "cuda"
-        self.dtype = torch.bfloat16 if half else torch.float32
+        half = half_of(recipe.precision) if device.type == "cuda" else None
+        self.dtype = half or torch.float32
         self._batches = material.source(recipe, seed=run.seed, dtype=self.dtype, share=share)
         self._update = Update(recipe, self.network, self._batches, seed=run.seed, share=share, dtype=self.dtype)
         self._chance = Chance(device, run.seed, share.rank)
@@ -318,6 +319,7 @@ class Training:
             "mean_activation": [finite(value) for value in medians],
             "mean_activation_spread": [finite(value) for value in spreads],
             "learning_rate": float(f"{self.recipe.rate(self.steps_done - 1):.6g}"),
+            "overflows": int(self._update.overflows),
         }
 
     def spend(self, seconds: float, stepping: float, together: int) -> dict[str, float]:
@@ -350,6 +352,7 @@ class Training:
             "diverged_at": diverged and diverged["epoch"],
             "diverged": diverged,
             "epochs": self.epoch,
+            "overflows": last["overflows"],
             **(known if ok else dict.fromkeys(known)),
             "seconds": round(self.spent.seconds, 3),
             "seconds_recording": round(self.spent.recording, 3),

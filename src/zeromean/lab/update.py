@@ -10,6 +10,9 @@ A step whose loss or gradient is not finite is void, and so is every one after i
 buffers (running statistics, turns of noisy activations) stay as they were before it. Nothing waits for the device, so
 the whole step can be recorded as a CUDA graph.
 
+In float16 the loss is multiplied by a scale before it is differentiated, and the gradient divided by it in the update.
+There a gradient that is not finite makes its own step void and halves the scale, see `zeromean.kernels.sgd.Ledger`.
+
 In several processes each normalizes and draws its noise for its own part of the batch: the result is that of one
 process up to rounding, except with batch normalization, dropout or noise. Running statistics are those of process 0.
 """
@@ -25,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zeromean.kernels.linear import HALF_TYPES
 from zeromean.kernels.sgd import Ledger
 from zeromean.lab.data.augment import Batch, Source, cut_out, draw_cuts
 from zeromean.lab.descent import Descent
@@ -44,13 +48,14 @@ class Update:
         batches: give this process's part of each batch.
         seed: the run's.
         share: this process's place among several.
-        dtype: of images and arithmetic, float32 or bfloat16.
+        dtype: of images and arithmetic: float32, bfloat16 or float16.
 
     Attributes:
         place: of the next batch in its epoch, int64 ``[1]``.
         number: of the next step, counted from 0, int64 ``[1]``.
         loss_sum: over steps, float64, until it is set to zero.
-        first_void: number of the first void step, or the recipe's steps, int64 ``[1]``.
+        first_void: number of the step from which on all are void, or the recipe's steps, int64 ``[1]``.
+        overflows: steps that were void by themselves, in float16, int64 ``[1]``.
 
     Raises:
         ValueError: a process's part of a batch cannot be split into the recipe's parts.
@@ -74,10 +79,10 @@ class Update:
         self.recipe, self.network, self.batches, self.share, self.dtype = recipe, network, batches, share, dtype
         device = next(network.parameters()).device
         rates = torch.tensor([recipe.rate(step) for step in range(recipe.steps)], dtype=torch.float32)
-        self._ledger = Ledger.opened(rates.to(device))
+        self._ledger = Ledger.opened(rates.to(device), scales=dtype == torch.float16)
         self.place, self.number, self.loss_sum = self._ledger.place, self._ledger.number, self._ledger.loss_sum
-        self.first_void = self._ledger.first_void
-        half = dtype if dtype == torch.bfloat16 and recipe.accumulate == 1 else None
+        self.first_void, self.overflows = self._ledger.first_void, self._ledger.overflows
+        half = dtype if dtype in HALF_TYPES and recipe.accumulate == 1 else None
         self._descent = Descent(recipe, network, self._ledger, half=half)
         self.parameters = self._descent.parameters
         self._average = [parameter.detach().clone() for parameter in self.parameters] if recipe.ema else []
@@ -139,7 +144,7 @@ class Update:
             cut_off = x if hidden is None else hidden.detach().requires_grad_()
             own = self._loss_of(self._back, cut_off, labels, self.dtype, recipe.label_smoothing, copies)
             own = own if scale == 1 else own * scale
-            own.backward()
+            (own * self._ledger.loss_scale[0] if self._ledger.scales else own).backward()
             loss = own.detach() if loss is None else loss + own.detach()
             if hidden is not None:
                 if part == recipe.accumulate:
@@ -166,6 +171,8 @@ class Update:
         named |= {f"momentum.{index}": tensor for index, tensor in enumerate(self._descent.momenta)}
         named |= {f"average.{index}": tensor for index, tensor in enumerate(self._average)}
         counters = {"place": self.place, "number": self.number, "loss_sum": self.loss_sum}
+        if self._ledger.scales:
+            counters |= {"loss_scale": self._ledger.loss_scale, "calm": self._ledger.calm, "overflows": self.overflows}
         return named | counters | {"first_void": self.first_void}
 
     def load(self, tensors: dict[str, Tensor]) -> None:

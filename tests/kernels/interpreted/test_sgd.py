@@ -16,8 +16,8 @@ def flat(count: int, gradient: torch.dtype = torch.float16) -> Flat:
     return Flat(weight, velocity, weight.half(), torch.randn(count, device=DEVICE).to(gradient))
 
 
-def ledger(rate: float = 0.1, scale: float = 1.0, void: float = 0.0) -> Ledger:
-    opened = Ledger.opened(torch.tensor([0.3, 0.2, 0.1], device=DEVICE))
+def ledger(rate: float = 0.1, scale: float = 1.0, void: float = 0.0, *, scales: bool = False) -> Ledger:
+    opened = Ledger.opened(torch.tensor([0.3, 0.2, 0.1], device=DEVICE), scales=scales)
     opened.rate.fill_(rate)
     opened.scale.fill_(scale)
     opened.void.fill_(void)
@@ -49,12 +49,13 @@ def test_a_void_step_changes_nothing_whatever_the_gradient() -> None:
         assert torch.equal(old, new)
 
 
+@pytest.mark.parametrize("scales", [False, True])
 @pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
 @pytest.mark.parametrize("bad", [(), ("loss", 1, math.inf), ("norm", 1, math.nan), ("norm", 0, -math.inf)], ids=str)
 def test_a_step_is_settled_as_formulas_do(
-    clip: float, bad: tuple[str, int, float], monkeypatch: pytest.MonkeyPatch
+    clip: float, bad: tuple[str, int, float], scales: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, other = ledger(), ledger()
+    own, other = ledger(scales=scales), ledger(scales=scales)
     for step in range(3):
         loss, norms = torch.randn((), device=DEVICE), torch.rand(3, device=DEVICE)
         if bad and bad[1] == step:
@@ -66,6 +67,38 @@ def test_a_step_is_settled_as_formulas_do(
         for field in fields(Ledger):
             if not (field.name == "scale" and own.void):
                 torch.testing.assert_close(getattr(own, field.name), getattr(other, field.name), equal_nan=True)
-    assert int(own.first_void) == (bad[1] if bad else 3)
+    overflows = scales and bad[:1] == ("norm",)
+    assert int(own.first_void) == (bad[1] if bad and not overflows else 3)
     assert (int(own.number), int(own.place)) == (3, 3)
     assert float(own.rate) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("programs", [False, True])
+def test_the_scale_of_the_loss_falls_with_an_overflow_and_rises_after_calm(
+    programs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sgd, "_CALM", 3)
+    if not programs:
+        monkeypatch.setattr(sgd, "fused", lambda x: False)
+    own = Ledger.opened(torch.full((60,), 0.1, device=DEVICE), scales=True)
+    first, fine, seen = float(own.loss_scale), torch.ones(2, device=DEVICE), list[float]()
+    loss = torch.ones((), device=DEVICE)
+
+    def settle(norms: torch.Tensor) -> float:
+        own.settle(loss, norms, 0.5)
+        seen.append(float(own.loss_scale) / first)
+        return float(own.void)
+
+    assert [settle(fine), settle(fine), settle(math.inf * fine)] == [0, 0, 1]
+    # The gradient that comes next was scaled by half as much, and clipped as it would have been without.
+    assert [settle(first / 2 * fine) for _ in range(3)] == [0, 0, 0]
+    assert float(own.scale) == pytest.approx(0.5 / math.sqrt(2) / (first / 2))
+    assert seen == [1, 1, 0.5, 0.5, 0.5, 1]
+    for _ in range(18):
+        settle(fine)
+    assert seen[-1] == 2.0**16 / first
+    assert [settle(math.nan * fine) for _ in range(16)] == [1] * 16
+    assert (float(own.loss_scale), int(own.first_void)) == (1, 60)
+    # Where there is nothing left to scale, a gradient that is not finite ends the training.
+    assert [settle(fine), settle(math.inf * fine), settle(fine)] == [0, 1, 1]
+    assert (int(own.first_void), int(own.overflows)) == (41, 17)
