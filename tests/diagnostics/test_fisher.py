@@ -212,9 +212,9 @@ def test_measure_gives_the_dense_quantities(make: Callable[[], nn.Module], shape
             assert got.mean_input.shape == (rows.shape[0] * records[name].inputs.shape[-1],)
             mean = got.mean_input.unflatten(0, (rows.shape[0], -1))[group]
             torch.testing.assert_close(mean, records[name].inputs[group].mean(0), **TIGHT)
-            torch.testing.assert_close(got.natural_bias[unit], step[-1], rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(got.natural_bias[unit], step[-1], **TIGHT)
             shift = mean @ step[:-1] + step[-1]
-            torch.testing.assert_close(got.natural_bias_shift[unit], shift, rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(got.natural_bias_shift[unit], shift, **TIGHT)
             assert got.samples == records[name].available
 
 

@@ -46,9 +46,9 @@ def test_a_step_is_the_solution_with_the_nets_own_blocks(lr: float, damping: flo
             noise[-1] = 0
             step = lr * torch.linalg.solve(block + noise.diag(), torch.cat((g, g0[None])))
             change = moved.get_parameter(f"{name}.weight")[unit] - weight[unit]
-            torch.testing.assert_close(change.detach(), -step[:-1], rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(change.detach(), -step[:-1], rtol=1e-10, atol=1e-10)
             shift = moved.get_parameter(f"{name}.bias")[unit] - bias[unit]
-            torch.testing.assert_close(shift.detach(), -step[-1], rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(shift.detach(), -step[-1], rtol=1e-10, atol=1e-10)
 
 
 def test_linear_regression_is_solved_in_one_step() -> None:
@@ -87,7 +87,7 @@ def test_a_convolution_without_bias_takes_patches_as_samples() -> None:
         assert weight.grad is not None
         step = torch.linalg.solve(block, weight.grad[unit].flatten())
         change = (moved.get_parameter("0.weight")[unit] - weight[unit]).detach().flatten()
-        torch.testing.assert_close(change, -step, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(change, -step, rtol=1e-10, atol=1e-10)
 
 
 def test_the_bound_shrinks_all_units_alike() -> None:
