@@ -43,6 +43,7 @@ from zeromean.lab.store import Run
 PROFILED_STEPS = 3
 PRODUCTS = ("xmma", "cutlass", "nvjet", "gemm", "fprop", "dgrad", "wgrad", "pooled_convolution")
 RECIPES = {"elu11": cifar100_elu11, "elu18": cifar100_elu18}
+CROPS = "crops"
 LAB = "lab"
 
 Step = Callable[[], Any]
@@ -109,18 +110,20 @@ class Kernels(NamedTuple):
     Attributes:
         all: of them.
         products: in convolutions and matrix products.
+        augmentation: in crops and flips of the batch; 0 for a plain step, which has none.
         launches: how many there are.
     """
 
     all: float | None
     products: float | None
+    augmentation: float | None
     launches: float | None
 
 
 def kernels_of(step: Step, device: torch.device) -> Kernels:
     """Those of a step, by the profiler."""
     if device.type != "cuda":
-        return Kernels(None, None, None)
+        return Kernels(None, None, None, None)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(PROFILED_STEPS):
             step()
@@ -130,7 +133,8 @@ def kernels_of(step: Step, device: torch.device) -> Kernels:
     own = [key for key in times if not key.startswith("triton_") and any(name in key for name in PRODUCTS)]
     templates = [key for key in times if key.startswith("triton_tem")]
     count = sum(event.count for event in events) / PROFILED_STEPS
-    return Kernels(round(sum(times.values()), 4), round(sum(times[key] for key in own + templates), 4), count)
+    whole, products = sum(times.values()), sum(times[key] for key in own + templates)
+    return Kernels(round(whole, 4), round(products, 4), round(times.get(CROPS, 0.0), 4), count)
 
 
 def contend(connection: Connection, make: Maker, device: torch.device) -> None:
@@ -201,6 +205,7 @@ def _row(name: str, found: Mapping[str, Found], batch: int) -> dict[str, Any]:
         "images_per_second": round(1000 * batch / statistics.median(taken)),
         "milliseconds_of_kernels": kernels.all,
         "milliseconds_of_products": kernels.products,
+        "milliseconds_of_augmentation": kernels.augmentation,
         "kernels": kernels.launches,
         "rounds": [round(value, 4) for value in taken],
     }

@@ -13,7 +13,7 @@ from torch import nn
 
 from zeromean.lab.recipes.cifar import cifar100_elu11
 
-NONE = Kernels(None, None, None)
+NONE = Kernels(None, None, None, None)
 
 
 def counting(file: str, device: torch.device) -> Callable[[], None]:
@@ -54,6 +54,14 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert table[1]["images_per_second"] == 50_000
     assert table[0]["times_plain default"] == [1.0, 1.0, 1.0]
     assert not any(key == f"times_{LAB}" for key in table[0])
+
+
+def test_the_profiler_s_names_are_those_of_the_programs() -> None:
+    pytest.importorskip("triton")
+    from zeromean.kernels import crops_programs, pooled_convolution_programs
+
+    assert crops_programs.crops.fn.__name__ == lab_step.CROPS
+    assert any(name in pooled_convolution_programs.pooled_convolution.fn.__name__ for name in lab_step.PRODUCTS)
 
 
 def test_each_plain_mode_is_there_without_and_with_the_search() -> None:
