@@ -28,7 +28,7 @@ PUBLISHED: Mapping[tuple[str, str], tuple[float, float]] = {
     ("cifar100-elu18", "ELU"): (24.28, 0.0),
     ("cifar10-elu18", "ELU"): (6.55, 0.0),
 }
-MORE = ("train_error", "validation_error", "diverged", "epochs", "together", "seconds_recording")
+MORE = ("train_error", "validation_error", "diverged", "epochs", "together", "seconds_recording", "overflows")
 
 
 def rows(summary: Summary) -> list[dict[str, Any]]:

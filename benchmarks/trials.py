@@ -311,6 +311,7 @@ def _row(trial: Trial, one: Begun) -> Row:
         "seconds_recording": round(spent.recording, 1),
         "images_per_second": round(trial.recipe.batch_size * last["steps"] / spent.stepping),
         "together": spent.together,
+        "overflows": one.training.overflows,
         "course": one.course,
         "settings": trial.settings(),
     }

@@ -244,6 +244,11 @@ class Training:
         """Whether all steps were taken, or one was not finite."""
         return self.epoch == self.epochs or self.diverged is not None
 
+    @property
+    def overflows(self) -> int:
+        """Steps that changed nothing as their gradient overflowed in float16."""
+        return int(self._update.overflows)
+
     def begin_epoch(self) -> None:
         """Draw the order and the crops of the next epoch."""
         if self._stream is not None:
@@ -319,7 +324,7 @@ class Training:
             "mean_activation": [finite(value) for value in medians],
             "mean_activation_spread": [finite(value) for value in spreads],
             "learning_rate": float(f"{self.recipe.rate(self.steps_done - 1):.6g}"),
-            "overflows": int(self._update.overflows),
+            "overflows": self.overflows,
         }
 
     def spend(self, seconds: float, stepping: float, together: int) -> dict[str, float]:
