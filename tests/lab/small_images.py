@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +204,37 @@ def trained(training: Training, epochs: int = 2) -> Training:
         while training.steps_left:
             training.advance()
         training.finish_epoch()
+    return training
+
+
+def overflown(training: Training, wait: Callable[[], None] = lambda: None) -> Training:
+    """A training in float16 after three steps, of which the second's gradient overflows and it alone changes nothing.
+
+    Args:
+        training: at its beginning.
+        wait: for the device, whose steps are queued elsewhere than what is done here.
+    """
+    ledger, tensors = training._update._ledger, training._update.tensors()
+
+    def advance(scale: float) -> None:
+        ledger.loss_scale.fill_(scale)
+        wait()
+        training.advance()
+        wait()
+
+    training.begin_epoch()
+    advance(2.0**10)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    # The products of 16 images and a gradient as large do not fit into float16.
+    advance(2.0**40)
+    assert float(ledger.loss_scale) == 2.0**39
+    for name in tensors.keys() - {"place", "number", "loss_sum", "loss_scale", "calm", "overflows"}:
+        assert torch.equal(tensors[name], before[name]), name
+    assert (int(tensors["number"]), int(tensors["overflows"])) == (2, 1)
+    advance(2.0**10)
+    training.finish_epoch()
+    assert (training.diverged, training.watch()["overflows"]) == (None, 1)
+    assert not torch.equal(tensors["network.stack1.conv1.weight"], before["network.stack1.conv1.weight"])
     return training
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lab.small_images import CPU, HALVES, halved, material, poisoned, recipe, run, small, trained
+from tests.lab.small_images import CPU, HALVES, halved, material, overflown, poisoned, recipe, run, small, trained
 from torch import Tensor
 
 from zeromean.lab.images import Material
@@ -21,15 +21,16 @@ def _small() -> Iterator[None]:
 
 
 def training(
-    half: torch.dtype | None,
+    dtype: torch.dtype = HALF,
+    *,
+    copies: bool = True,
     norm: str = "none",
     images: Material | None = None,
-    dtype: torch.dtype = HALF,
     **changes: Any,
 ) -> Training:
     """A training in half precision, with copies or with autocast's own casts."""
     made = Training(recipe(weight_decay=0.05, **changes), run("prelu", norm=norm), images or material(), CPU)
-    return halved(made, half or dtype, copies=half is not None)
+    return halved(made, dtype, copies=copies)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -40,7 +41,7 @@ def training(
     ids=["plain", "nesterov, clip", "biases keep, average"],
 )
 def test_copies_change_nothing_but_roundings(norm: str, changes: dict[str, Any], dtype: torch.dtype) -> None:
-    made = (training(half, norm=norm, dtype=dtype, **changes) for half in (dtype, None))
+    made = (training(dtype, copies=copies, norm=norm, **changes) for copies in (True, False))
     own, other = (trained(one)._update.tensors() for one in made)
     assert own.keys() == other.keys()
     assert own["number"] == 10
@@ -53,30 +54,30 @@ def test_copies_change_nothing_but_roundings(norm: str, changes: dict[str, Any],
 
 
 def test_weights_keep_their_values_and_places_in_memory() -> None:
-    plain, copied = (training(half).network for half in (None, HALF))
+    plain, copied = (training(copies=copies).network for copies in (False, True))
     for (name, weight), own in zip(plain.named_parameters(), copied.parameters(), strict=True):
         assert torch.equal(weight, own), name
         assert weight.stride() == own.stride(), name
     assert copied.get_parameter("stack2.conv2.weight").is_contiguous(memory_format=torch.channels_last)
 
 
-def copies(made: Training) -> dict[str, Tensor]:
+def copies_of(made: Training) -> dict[str, Tensor]:
     return made._update._descent.copies_of(made.network)
 
 
 def test_every_weight_has_a_copy_and_no_vector() -> None:
-    made = training(HALF)
+    made = training()
     named = dict(made.network.named_parameters())
-    assert set(copies(made)) == {name for name, parameter in named.items() if parameter.ndim > 1}
+    assert set(copies_of(made)) == {name for name, parameter in named.items() if parameter.ndim > 1}
     part = made._update._descent.copies_of(made.network[1:])
-    assert set(part) == {name for name in copies(made) if not name.startswith("stack1")}
+    assert set(part) == {name for name in copies_of(made) if not name.startswith("stack1")}
 
 
 def test_copies_follow_the_weights_in_a_step_and_when_they_are_loaded() -> None:
-    made, other = trained(training(HALF), epochs=1), training(HALF)
+    made, other = trained(training(), epochs=1), training()
     other.load({name: tensor.clone() for name, tensor in made.state()[0].items()}, made.state()[1])
     for one in (made, other):
-        for name, copy in copies(one).items():
+        for name, copy in copies_of(one).items():
             assert torch.equal(copy, one.network.get_parameter(name).to(HALF)), name
     rest, straight = trained(other, epochs=1), trained(made, epochs=1)
     for name, tensor in straight.state()[0].items():
@@ -84,14 +85,14 @@ def test_copies_follow_the_weights_in_a_step_and_when_they_are_loaded() -> None:
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
-    own, other = (trained(training(half, images=poisoned(60))) for half in (HALF, None))
+    own, other = (trained(training(copies=copies, images=poisoned(60))) for copies in (True, False))
     assert own.diverged == other.diverged
     assert own.diverged is not None
     for name, tensor in own._update.tensors().items():
         if name.startswith(("network", "momentum")):
             torch.testing.assert_close(tensor, other._update.tensors()[name], rtol=1e-5, atol=1e-6)
             assert tensor.isfinite().all(), name
-    for name, copy in copies(own).items():
+    for name, copy in copies_of(own).items():
         assert torch.equal(copy, own.network.get_parameter(name).to(HALF)), name
 
 
@@ -111,26 +112,10 @@ def test_gradients_in_float16_are_closer_to_float32_than_in_bfloat16(changes: di
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("half", [torch.float16, None], ids=["copies", "casts"])
-def test_an_overflow_costs_a_step_and_half_the_scale(half: torch.dtype | None) -> None:
-    made = training(half, dtype=torch.float16)
-    made.begin_epoch()
-    made.advance()
-    update = made._update
-    # The products of 16 images and a gradient as large do not fit into float16.
-    scale = update._ledger.loss_scale.fill_(2.0**40)
-    before = {name: tensor.clone() for name, tensor in update.tensors().items()}
-    made.advance()
-    after = update.tensors()
-    assert float(scale) == 2.0**39
-    for name in after.keys() - {"place", "number", "loss_sum", "loss_scale", "calm", "overflows"}:
-        assert torch.equal(after[name], before[name]), name
-    assert (int(after["number"]), int(after["overflows"])) == (2, 1)
-    scale.fill_(2.0**10)
-    made.advance()
-    made.finish_epoch()
-    assert (made.diverged, made.watch()["overflows"]) == (None, 1)
-    assert not torch.equal(update.tensors()["network.stack1.conv1.weight"], before["network.stack1.conv1.weight"])
+@pytest.mark.parametrize("copies", [True, False], ids=["copies", "casts"])
+def test_an_overflow_costs_a_step_and_half_the_scale(copies: bool) -> None:
+    made = overflown(training(torch.float16, copies=copies))
+    assert bool(copies_of(made)) == copies
 
 
 def test_the_scale_is_kept_in_checkpoints() -> None:

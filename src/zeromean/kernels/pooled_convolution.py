@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from zeromean.kernels.linear import HALF_TYPES
 from zeromean.kernels.operator import fused
 from zeromean.kernels.pooling import largest, unpool
 
@@ -89,7 +90,7 @@ def _backward(gradient: Tensor, which: Tensor, x: Tensor, kernel: int, padding: 
 
 
 def _fits(x: Tensor) -> bool:
-    return fused(x) and x.dtype in (torch.bfloat16, torch.float16) and 0 < x.numel() < 2**31
+    return fused(x) and x.dtype in HALF_TYPES and 0 < x.numel() < 2**31
 
 
 def _wide(x: Tensor) -> torch.dtype:

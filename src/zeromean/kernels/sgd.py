@@ -40,9 +40,9 @@ class Ledger:
         rate: the learning rate of the step that was settled last, float32 ``[]``.
         scale: what its gradient is multiplied by, float32 ``[]``: less than 1 where it is clipped, over `loss_scale`.
         void: 1 if it must change nothing, else 0, float32 ``[]``.
-        loss_scale: what the next step's loss is multiplied by before it is differentiated, float32 ``[1]``.
-        calm: steps since that was changed, int64 ``[1]``.
-        overflows: steps that were void because their gradient alone was not finite, int64 ``[1]``.
+        loss_scale: what the next step's loss is multiplied by before it is differentiated, float32 ``[]``.
+        calm: steps since that was changed, int64 ``[]``.
+        overflows: steps that were void because their gradient alone was not finite, int64 ``[]``.
         scales: whether the scale ever changes; it is 1 where not.
     """
 
@@ -63,12 +63,13 @@ class Ledger:
     def opened(cls, rates: Tensor, *, scales: bool = False) -> Ledger:
         """Before the first step of a training with these rates."""
         device = rates.device
-        place, number, calm, overflows = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(4))
+        place, number = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
+        calm, overflows = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
         first_void = torch.full((1,), len(rates), dtype=torch.int64, device=device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         rate, void = (torch.zeros((), device=device) for _ in range(2))
         scale = torch.ones_like(rate)
-        loss_scale = torch.full((1,), _FIRST_SCALE if scales else 1.0, device=device)
+        loss_scale = torch.full_like(rate, _FIRST_SCALE if scales else 1.0)
         return cls(rates, place, number, first_void, loss_sum, rate, scale, void, loss_scale, calm, overflows, scales)
 
     def settle(self, loss: Tensor, norms: Tensor, clip: float) -> None:
@@ -90,12 +91,12 @@ class Ledger:
             )  # fmt: skip
             return
         norm = torch.linalg.vector_norm(norms) / self.loss_scale
-        overflow = torch.isfinite(loss) & ~torch.isfinite(norm) & (self.loss_scale > 1)
-        finite = torch.isfinite(loss) & torch.isfinite(norm) | overflow
-        self.first_void.copy_(torch.where(finite, self.first_void, torch.minimum(self.first_void, self.number)))
+        goes_on = torch.isfinite(loss) & (torch.isfinite(norm) | (self.loss_scale > 1))
+        overflow = goes_on & ~torch.isfinite(norm)
+        self.first_void.copy_(torch.where(goes_on, self.first_void, torch.minimum(self.first_void, self.number)))
         self.void.copy_(((self.first_void <= self.number) | overflow)[0])
         self.rate.copy_(self.rates.index_select(0, self.number)[0])
-        self.scale.copy_((clip / norm.clamp(min=clip) if clip else torch.ones_like(norm))[0] / self.loss_scale[0])
+        self.scale.copy_((clip / norm.clamp(min=clip) if clip else 1) / self.loss_scale)
         if self.scales:
             self._rescale(overflow)
         self.loss_sum.add_(loss)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
+from zeromean.kernels.linear import HALF_TYPES
 from zeromean.lab.recipes.images import Precision
 from zeromean.lab.update import Update
 
-_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _WARM_UP = 3
 # A compiled step for every activation, norm and dropout of a study, shared by its seeds.
 _VARIANTS = 1000
@@ -48,7 +48,8 @@ def warm_up(update: Update) -> None:
 
 def half_of(precision: Precision) -> torch.dtype | None:
     """The half precision that it is, or None."""
-    return _HALVES.get(precision)
+    dtype = getattr(torch, precision, None)
+    return dtype if dtype in HALF_TYPES else None
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class Update:
         number: of the next step, counted from 0, int64 ``[1]``.
         loss_sum: over steps, float64, until it is set to zero.
         first_void: number of the step from which on all are void, or the recipe's steps, int64 ``[1]``.
-        overflows: steps that were void by themselves, in float16, int64 ``[1]``.
+        overflows: steps that were void by themselves, in float16, int64 ``[]``.
 
     Raises:
         ValueError: a process's part of a batch cannot be split into the recipe's parts.
@@ -144,7 +144,7 @@ class Update:
             cut_off = x if hidden is None else hidden.detach().requires_grad_()
             own = self._loss_of(self._back, cut_off, labels, self.dtype, recipe.label_smoothing, copies)
             own = own if scale == 1 else own * scale
-            (own * self._ledger.loss_scale[0] if self._ledger.scales else own).backward()
+            (own * self._ledger.loss_scale if self._ledger.scales else own).backward()
             loss = own.detach() if loss is None else loss + own.detach()
             if hidden is not None:
                 if part == recipe.accumulate:

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zeromean.kernels.linear import HALF_TYPES
 from zeromean.kernels.patches import convolve, round_up
 from zeromean.kernels.pooled_convolution import convolve_and_pool
 from zeromean.kernels.pooling import max_pool
 
-_HALF = (torch.bfloat16, torch.float16)
 # Images of fewer channels are taken apart into patches.
 _FEW = 8
 
@@ -62,7 +62,7 @@ def half_precision(x: Tensor) -> torch.dtype | None:
     if not (x.is_cuda and torch.compiler.is_compiling()):
         return None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return dtype if dtype in _HALF else None
+    return dtype if dtype in HALF_TYPES else None
 
 
 def _convolved_and_pooled(x: Tensor, layer: nn.Conv2d, pooling: nn.Module) -> Tensor:
