@@ -26,6 +26,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "weight_decay": ("0.0005", "0.002"),
     "dropout_factor": ("0.5", "1.5"),
     "cutout": ("8",),
+    "normalization": ("mean-std",),
 }
 SHORT = 0.5
 Point = tuple[str, ...]

@@ -87,7 +87,7 @@ def test_the_published_rates_change_where_the_paper_says() -> None:
     steps = (0, 34_999, 35_000, 84_999, 85_000, 134_999, 135_000, 164_999)
     assert [eleven.rate(step) for step in steps] == [0.01, 0.01, 0.005, 0.005, 5e-4, 5e-4, 5e-5, 5e-5]
     assert (eleven.steps, eleven.batch_size) == (165_000, 100)
-    assert [eighteen.rate(step) for step in (34_999, 35_000)] == [0.01, 0.001]
+    assert [eighteen.rate(step) for step in (34_999, 35_000, 85_000, 135_000)] == [0.01, 0.001, 0.01, 0.001]
 
 
 def test_phases_follow_one_another() -> None:
@@ -120,7 +120,7 @@ def test_shortened_keeps_every_rate_in_its_place(factor: float) -> None:
 def test_shortened_to_nothing_has_a_step_a_phase() -> None:
     chosen = cifar100_elu18().shortened(1e-6)
     assert [phase.steps for phase in chosen.phases] == [1, 1, 1]
-    assert chosen.rates == ((0, 1e-4),)
+    assert chosen.rates == ((0, 0.001),)
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
@@ -166,9 +166,13 @@ def test_a_fast_schedule_warms_up_and_ends_at_nothing(name: str) -> None:
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert 0 < rates[-1] < 1e-3 * rates[top]
+    assert (fast.weight_decay, published.weight_decay) == (1e-3, 5e-4)
+
+
+def test_the_fast_eleven_layers_decay_as_much_as_the_published_ones() -> None:
     decayed = [
         sum(one.rate(step) for step in range(one.steps)) * one.weight_decay / (1 - one.momentum)
-        for one in (fast, published)
+        for one in both("cifar100-elu11-fast")
     ]
     assert decayed[0] == pytest.approx(decayed[1], rel=0.1)
 

@@ -17,7 +17,7 @@ from benchmarks.trials import Row, Trial
 from tests.lab.held_out import DATA, FOREVER, options, small_and_held_out
 from tests.lab.small_images import DROPOUT, NO_DROPOUT, recipe
 
-from zeromean.lab.recipes.cifar import cifar10_elu18, cifar100_elu18, cifar100_elu18_fast
+from zeromean.lab.recipes.cifar import cifar10_elu18, cifar100_elu11, cifar100_elu18, cifar100_elu18_fast
 from zeromean.lab.recipes.images import ImageRecipe, Phase, override
 from zeromean.lab.train import Training
 
@@ -249,7 +249,7 @@ def test_judging_costs_no_time_and_a_stem_brings_its_own(tmp_path: Path, monkeyp
 ELU18 = recipe(
     normalization="mean-std",
     phases=(Phase(24, DROPOUT), Phase(16, DROPOUT, everywhere=True), Phase(14, (0.3, 0.6, 0.0), everywhere=True)),
-    rates=((0, 0.01), (14, 0.001), (40, 1e-4)),
+    rates=((0, 0.01), (14, 0.001), (24, 0.01), (40, 0.001)),
 )
 
 
@@ -259,46 +259,61 @@ def test_schedules_are_those_that_the_paper_leaves_open(published: ImageRecipe) 
     made = {name: scheduled(published, schedule) for name, schedule in SCHEDULES.items()}
     assert made.pop("as it is") == published
     short = (replace(base, steps=35_000), a, b)
+    first = ((0, 0.01), (35_000, 0.001))
     assert {name: (one.phases, one.rates) for name, one in made.items()} == {
-        "B at 0.001": (published.phases, ((0, 0.01), (35_000, 0.001))),
-        "A at 0.01": (published.phases, ((0, 0.01), (35_000, 0.001), (85_000, 0.01), (135_000, 0.001))),
+        "A as the base": (published.phases, (*first, (85_000, 0.01), (120_000, 0.001))),
         "A and B as the base": (
             published.phases,
-            ((0, 0.01), (35_000, 0.001), (85_000, 0.01), (120_000, 0.001), (135_000, 0.01), (170_000, 0.001)),
+            (*first, (85_000, 0.01), (120_000, 0.001), (135_000, 0.01), (170_000, 0.001)),
         ),
-        "no middle": (short, ((0, 0.01), (35_000, 0.001), (85_000, 1e-4))),
-        "no middle, A at 0.01": (short, ((0, 0.01), (85_000, 0.001))),
-        "no middle, B at 0.001": (short, ((0, 0.01), (35_000, 0.001))),
+        "A at 0.001": (published.phases, (*first, (135_000, 1e-4))),
+        "no middle": (short, ((0, 0.01), (85_000, 0.001))),
+        "no middle, A as the base": (short, ((0, 0.01), (70_000, 0.001))),
     }
+
+
+def test_a_reading_has_the_seven_rates_of_dropout_elsewhere_or_changes_a_field() -> None:
+    published = cifar100_elu18()
+    later, more = (schedules.read(published, (text,)) for text in schedules.DROPOUTS)
+    assert [phase.dropout for phase in later.phases[:2]] == [(0, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0)] * 2
+    assert [phase.dropout for phase in more.phases[:2]] == [(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0)] * 2
+    assert more.phases[2].dropout == pytest.approx((0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.75, 0))
+    assert [phase.everywhere for phase in later.phases] == [False, True, True]
+    both = schedules.read(published, ("dropout=later", "padding=ceil"))
+    assert (both.phases, both.padding, both.rates) == (later.phases, "ceil", published.rates)
+    with pytest.raises(ValueError, match="dropout"):
+        schedules.read(cifar100_elu11(), ("dropout=later",))
 
 
 def test_schedules_are_shortened_as_recipes_are_and_begin_with_what_others_wait_for() -> None:
     overrides = ["length=0.1", "validation=5000", "rate_factor=2"]
-    planned = schedules.trials(cifar100_elu18(), overrides, list(SCHEDULES), ("alternate", "one_ceil"), 2)
-    assert len({(trial.variant, trial.recipe.padding, trial.seed) for trial in planned}) == 7 * 2 * 2
-    assert [trial.variant for trial in planned[:5]] == ["as it is"] * 4 + ["B at 0.001"]
+    readings = [(), ("padding=one_ceil",)]
+    planned = schedules.trials(cifar100_elu18(), overrides, list(SCHEDULES), readings, 2)
+    assert len({(trial.variant, trial.recipe.padding, trial.seed) for trial in planned}) == 6 * 2 * 2
+    firsts = [*["as it is"] * 2, *["as it is, padding=one_ceil"] * 2, "A as the base"]
+    assert [trial.variant for trial in planned[:5]] == firsts
     assert planned[0].settings() == Trial("", override(cifar100_elu18(), overrides), "elu", 0).settings()
     assert [(phase.steps, rate) for phase, rate in zip(planned[-1].recipe.phases, (0, 1), strict=False)] == [
         (3500, 0),
         (5000, 1),
     ]
-    assert planned[-1].recipe.rates == ((0, 0.02), (3500, 0.002))
-    assert schedules.shared(planned) == [3500, 8500, 12000, 13500, 17000]
+    assert planned[-1].recipe.rates == ((0, 0.02), (7000, 0.002))
+    assert schedules.shared(planned) == [3500, 7000, 8500, 12000, 13500, 17000]
     assert schedules.shared(planned[:1]) == [3500, 8500, 13500]
 
 
 def test_every_schedule_trains_and_what_they_have_in_common_is_trained_once(tmp_path: Path, taken: list[int]) -> None:
     planned = schedules.trials(ELU18, ["validation=30"], list(SCHEDULES), (), 1)
     alone = trials.run(planned, DATA, options(tmp_path / "alone"), FOREVER)
-    assert len(taken) == 4 * 54 + 3 * 44
+    assert len(taken) == 4 * 54 + 2 * 44
     taken.clear()
     shared = schedules.shared(planned)
-    assert shared == [14, 24, 30, 38, 40]
+    assert shared == [14, 24, 28, 30, 38, 40]
     rows = trials.run(planned, DATA, options(tmp_path / "shared", share=shared), FOREVER)
-    # From the start; from 40, 20, 30 and 10; from 10 and 30.
-    assert len(taken) == 54 + 14 + 34 + 24 + 34 + 34 + 14
+    # From the start; from 30, 40 and 20; from 10 and 20.
+    assert len(taken) == 54 + 24 + 14 + 34 + 34 + 24
     assert _judged(rows) == _judged(alone)
-    assert len({row["train_loss"] for row in rows if row}) == 7
+    assert len({row["train_loss"] for row in rows if row}) == 6
 
 
 def _row(course: list[list[Any]], **changes: Any) -> Row:
@@ -307,7 +322,7 @@ def _row(course: list[list[Any]], **changes: Any) -> Row:
 
 
 def test_a_table_tells_what_each_phase_came_to() -> None:
-    planned = schedules.trials(ELU18, ["validation=30"], ["as it is", "no middle"], ("one", "ceil"), 2)
+    planned = schedules.trials(ELU18, ["validation=30"], ["as it is", "no middle"], [(), ("padding=ceil",)], 2)
     first = [
         [8, 60.0, 9.0, 1.0],
         [20, 50.0, 8.0, 1.0],
@@ -321,12 +336,12 @@ def test_a_table_tells_what_each_phase_came_to() -> None:
     none_at_first = [[20, 48.0, 5.0, 1.0], [44, 41.5, 4.0, 1.0]]
     rows = [_row(first), _row(second, seconds=21.0), None, None, _row(none_at_first), wild, wild, None]
     head, line, *told = schedules.table(planned, rows).splitlines()
-    assert head.split(" | ")[2:6] == ["after the base, %", "after A, %", "after B, %", "of the seeds, %"]
-    assert head.count("|") == line.count("|") == 9
+    assert head.split(" | ")[1:5] == ["after the base, %", "after A, %", "after B, %", "of the seeds, %"]
+    assert head.count("|") == line.count("|") == 8
     assert told == [
-        "| one | as it is | 50.50 | 41.00 | 30.50 | 31.00, 30.00 | 2.5 | 20 |",
-        "| one | no middle |  | 48.00 | 41.50 | 41.50, diverged | 4.0 | 20 |",
-        "| ceil | no middle |  |  |  | diverged |  | 20 |",
+        "| as it is | 50.50 | 41.00 | 30.50 | 31.00, 30.00 | 2.5 | 20 |",
+        "| no middle |  | 48.00 | 41.50 | 41.50, diverged | 4.0 | 20 |",
+        "| no middle, padding=ceil |  |  |  | diverged |  | 20 |",
     ]
 
 
@@ -334,25 +349,24 @@ def test_the_command_shares_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(schedules, "find", lambda name: ELU18)
     monkeypatch.setattr("zeromean.lab.data.load", lambda name: DATA)
     recipes, words = ["cifar100-elu18", "length=2"], ["--validation", "30", "--out", str(tmp_path)]
-    chosen = ["--schedules", "no middle", "as it is", "--paddings", "one", "ceil", "--seeds", "2"]
+    chosen = ["--schedules", "no middle", "as it is", "--readings", "padding=one", "padding=ceil", "--seeds", "2"]
     schedules.main([*recipes, *words, *chosen])
     assert len(taken) == 4 * (108 + 88 - 20)
     rows = trials.Results(tmp_path).rows()
-    assert {row["variant"] for row in rows} == {"no middle", "as it is"}
     assert {row["settings"]["recipe"]["padding"] for row in rows} == {"one", "ceil"}
     table = (tmp_path / "table.md").read_text()
-    assert [line.split(" | ")[:2] for line in table.splitlines()[2:]] == [
-        [f"| {padding}", name] for name in ("no middle", "as it is") for padding in ("one", "ceil")
-    ]
+    names = [f"{name}, padding={padding}" for name in ("no middle", "as it is") for padding in ("one", "ceil")]
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [f"| {name}" for name in names]
+    assert {row["variant"] for row in rows} == set(names)
     assert all("|  |" not in line for line in table.splitlines())
     taken.clear()
     schedules.main([*recipes, *words, *chosen])
     assert taken == []
     assert (tmp_path / "table.md").read_text() == table
     schedules.main([*recipes, "padding=ceil", *words])
-    assert len(taken) == 28 + 68 + 38 + 68 + 28
+    assert len(taken) == 48 + 28 + 68 + 48
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert [line.split(" | ")[1] for line in lines[2:]] == list(SCHEDULES)
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in SCHEDULES]
 
 
 def test_the_first_steps_of_a_recipe_are_as_in_all_of_it() -> None:
