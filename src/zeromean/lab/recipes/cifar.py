@@ -7,11 +7,12 @@ by 4, flips; for the 18-layer network batches of 100, a rate of 0.01 divided by 
 fine-tunings, of 50,000 steps with dropout behind all layers and of 40,000 with 1.5 times its rates.
 
 Not stated, and our choice: batches of 100 for the 11-layer network too, padding of even kernels (``alternate``),
-weights of variance 1 / fan_in with biases of zero, dropout behind a stack's pooling, the length of the 18-layer
-network's base phase (85,000 steps) and its learning rate while fine-tuning (0.01, then 0.001). He's weights, which the
-paper states for its networks on MNIST, begin here with a loss of 9 to 14 and a gradient of norm 100 to 240, where these
-begin with 4.6 and 3 to 5: at the full rate, some runs with He's are lost. By its base phase the 18-layer network knows
-its images by heart; at the low rate that the base ended with, fine-tuning does not change that.
+weights of variance 1 / fan_in with biases of zero, dropout behind a stack's pooling, the first of the 18-layer
+network's eight stacks for the first of the paper's seven dropout rates, the length of its base phase (85,000 steps) and
+its learning rate while fine-tuning (0.01, then 0.001). He's weights, which the paper states for its networks on MNIST,
+begin here with a loss of 9 to 14 and a gradient of norm 100 to 240, where these begin with 4.6 and 3 to 5: at the full
+rate, some runs with He's are lost. By its base phase the 18-layer network knows its images by heart; at the low rate
+that the base ended with, fine-tuning does not change that.
 
 All are trained in float16. It is as fast as bfloat16, in which the 18-layer network's loss jumps after some thousand
 steps at the published rate and most runs on CIFAR-10 are lost; in tf32 none is.
