@@ -25,6 +25,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "rate_factor": ("0.5", "2"),
     "weight_decay": ("0.0005", "0.002"),
     "dropout_factor": ("0.5", "1.5"),
+    "everywhere": ("true",),
     "cutout": ("8",),
     "normalization": ("mean-std",),
 }

@@ -1,6 +1,7 @@
 """ImageRecipe: what it refuses, its learning rates, its phases, and the same in fewer steps."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,6 +187,19 @@ def test_fast_recipes_are_of_all_published_ones_on_cifar() -> None:
     assert shorter.title == (
         "18-layer network on CIFAR-10, fast schedule (dropout_factor=0.5, length=0.1, rate_factor=2.0)"
     )
+
+
+def test_dropout_stands_everywhere_or_nowhere_else_in_every_phase() -> None:
+    published = cifar100_elu18()
+    assert (published.everywhere, cifar100_elu11().everywhere) == (None, False)
+    chosen = override(published, ["everywhere=true"])
+    assert [phase.everywhere for phase in chosen.phases] == [True] * 3
+    assert [replace(phase, everywhere=True) for phase in published.phases] == list(chosen.phases)
+    assert chosen.title.endswith("(everywhere=true)")
+    assert override(published, ["everywhere=false"]).everywhere is False
+    assert override(cifar100_elu11(), ["everywhere=false"]) == cifar100_elu11()
+    with pytest.raises(ValueError, match="everywhere must be true or false"):
+        override(published, ["everywhere=1"])
 
 
 def test_dropout_factors_reach_every_phase_and_no_further_than_below_one() -> None:

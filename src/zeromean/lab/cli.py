@@ -79,7 +79,8 @@ def compare(
     Args:
         recipe: see zeromean ls.
         overrides: changed fields of the recipe, such as epochs=20 (see zeromean show RECIPE); they come before options.
-            A convolutional recipe also takes length=0.1 (of its steps) and rate_factor=2 (times its learning rates).
+            A convolutional recipe also takes length=0.1 (of its steps), rate_factor=2 and dropout_factor=0.5 (times
+            its rates of learning and dropout), and everywhere=true (dropout behind every layer, not a stack's last).
         activations: the arms, such as elu leaky_relu:0.1 mpelu:alpha=0.25; the recipe's own if none is named.
         norm: normalization layers, each with every activation: none, batch; convolutional recipes only.
         seeds: runs per arm; the recipe's own number if not given.

@@ -163,6 +163,12 @@ class ImageRecipe:
         return 3 if self.network == "elu18" and self.batch_size < 256 else 1
 
     @property
+    def everywhere(self) -> bool | None:
+        """Whether dropout stands behind every layer or only a stack's last one; None where phases differ."""
+        found = {phase.everywhere for phase in self.phases}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def task(self) -> Literal["classification"]:
         """What is learned."""
         return "classification"
@@ -206,7 +212,8 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
     """The recipe with fields changed by ``field=value`` texts, as the command line gives them.
 
     Besides its own fields, ``length=0.01`` trains a hundredth of the steps (see :meth:`ImageRecipe.shortened`), and
-    ``rate_factor=2`` doubles every learning rate, ``dropout_factor=0.5`` halves every dropout rate.
+    ``rate_factor=2`` doubles every learning rate, ``dropout_factor=0.5`` halves every dropout rate, and
+    ``everywhere=true`` drops behind every layer of a stack in every phase, ``false`` behind its last one only.
 
     Args:
         recipe: what to start from.
@@ -215,7 +222,7 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
     Raises:
         ValueError: an unknown field (names the nearest), a text without ``=``, or a value of the wrong type.
     """
-    hints = typing.get_type_hints(ImageRecipe) | dict.fromkeys(_FACTORS, float)
+    hints = typing.get_type_hints(ImageRecipe) | dict.fromkeys(_FACTORS, float) | {"everywhere": bool}
     changes: dict[str, Any] = {}
     for text in assignments:
         field, equals, value = text.partition("=")
@@ -234,8 +241,9 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
         raise ValueError(f"rate_factor must be a positive number, got {factor:g}: 2 doubles every learning rate")
     shortened = recipe.shortened(length)
     rates = tuple((step, rate * factor) for step, rate in shortened.rates)
+    places = {"everywhere": changes.pop("everywhere")} if "everywhere" in changes else {}
     phases = tuple(
-        replace(phase, dropout=tuple(dropout * rate for rate in phase.dropout)) for phase in shortened.phases
+        replace(phase, dropout=tuple(dropout * rate for rate in phase.dropout), **places) for phase in shortened.phases
     )
     return replace(shortened, **changes, rates=rates, phases=phases, title=f"{recipe.title} ({told})")
 
