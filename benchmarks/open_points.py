@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
-from benchmarks.trials import Row, Trial, cut, parser, run
+from benchmarks.trials import Row, Trial, cut, mean_told, parser, run
 from scipy import stats
 
 from zeromean.lab import data
@@ -178,15 +178,13 @@ def _cells(errors: Errors, training: Errors, variant: str, activation: str) -> s
     own = differences(errors, variant, activation) if variant != BASE else []
     return " | ".join(
         [
-            *(_mean(found.get((variant, activation), ()), digits) for found, digits in ((errors, 2), (training, 1))),
+            *(
+                mean_told(found.get((variant, activation), ()), digits)
+                for found, digits in ((errors, 2), (training, 1))
+            ),
             _mean_with_interval(errors, activation, own),
         ]
     )
-
-
-def _mean(values: Sequence[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.{digits}f}" if known else ""
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from benchmarks.open_points import Variant, variant_of
-from benchmarks.trials import Row, Trial, ends_of_phases, parser, run
+from benchmarks.trials import Row, Trial, ends_of_phases, mean_told, parser, run
 
 from zeromean.lab import data
 from zeromean.lab.recipes import find
@@ -129,10 +129,10 @@ def table(planned: Sequence[Trial], rows: Sequence[Row | None]) -> str:
         courses = [_at_ends_of_phases(trial, row) for trial, row in found if row["status"] == "ok"]
         own = [f"{row['validation_error']:.2f}" if row["status"] == "ok" else "diverged" for _, row in found]
         cells = [
-            *(_mean([course[phase] for course in courses], 2) for phase in range(3)),
+            *(mean_told([course[phase] for course in courses], 2) for phase in range(3)),
             ", ".join(own),
-            _mean([row["train_error"] for _, row in found], 1),
-            _mean([row["seconds"] for _, row in found], 0),
+            mean_told([row["train_error"] for _, row in found], 1),
+            mean_told([row["seconds"] for _, row in found], 0),
         ]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines) + "\n"
@@ -142,11 +142,6 @@ def _at_ends_of_phases(trial: Trial, row: Row) -> list[float | None]:
     """The validation errors; None where no epoch ended before the phase did."""
     seen = [[error for steps, error, *_ in row["course"] if steps <= end] for end in ends_of_phases(trial.recipe)]
     return [errors[-1] if errors else None for errors in seen]
-
-
-def _mean(values: Sequence[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.{digits}f}" if known else ""
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -194,6 +194,12 @@ def cut(recipe: ImageRecipe, steps: int) -> ImageRecipe:
     return replace(recipe, phases=phases, rates=recipe.rates[:pairs])
 
 
+def mean_told(values: Iterable[float | None], digits: int) -> str:
+    """The mean of those that are known, for a table; empty where none is."""
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.{digits}f}" if known else ""
+
+
 def _has(folder: Path, run: Run) -> bool:
     return (folder / run.folder / "checkpoint.safetensors").exists()
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.trials import Row, Trial, parser, run
+from benchmarks.trials import Row, Trial, mean_told, parser, run
 
 from zeromean.lab import data
 from zeromean.lab.recipes import find
@@ -73,11 +73,10 @@ def table(ranked: Sequence[tuple[float, Point, float, Sequence[Row]]]) -> str:
     """Best first among those of the most steps."""
     lines = ["| steps | validation error, % | training error, % | seconds | settings |", "|---|---|---|---|---|"]
     for length, point, found, rows in sorted(ranked, key=lambda entry: (-entry[0], entry[2])):
-        known = [row["train_error"] for row in rows if row["train_error"] is not None]
-        training = f"{sum(known) / len(known):.1f}" if known else ""
-        seconds = sum(row["seconds"] for row in rows) / len(rows)
+        training = mean_told((row["train_error"] for row in rows), 1)
+        seconds = mean_told((row["seconds"] for row in rows), 0)
         settings = " ".join(point) or "as it is"
-        lines.append(f"| {length:g} | {found:.2f} | {training} | {seconds:.0f} | {settings} |")
+        lines.append(f"| {length:g} | {found:.2f} | {training} | {seconds} | {settings} |")
     return "\n".join(lines) + "\n"
 
 

@@ -241,9 +241,14 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
         raise ValueError(f"rate_factor must be a positive number, got {factor:g}: 2 doubles every learning rate")
     shortened = recipe.shortened(length)
     rates = tuple((step, rate * factor) for step, rate in shortened.rates)
-    places = {"everywhere": changes.pop("everywhere")} if "everywhere" in changes else {}
+    everywhere = changes.pop("everywhere", None)
     phases = tuple(
-        replace(phase, dropout=tuple(dropout * rate for rate in phase.dropout), **places) for phase in shortened.phases
+        replace(
+            phase,
+            dropout=tuple(dropout * rate for rate in phase.dropout),
+            everywhere=phase.everywhere if everywhere is None else everywhere,
+        )
+        for phase in shortened.phases
     )
     return replace(shortened, **changes, rates=rates, phases=phases, title=f"{recipe.title} ({told})")
 
