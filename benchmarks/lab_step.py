@@ -232,7 +232,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--network", default="elu18", choices=list(RECIPES))
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--modes", nargs="+", default=["default"], choices=COMPILE_MODES)
+    parser.add_argument("--modes", nargs="*", default=["default"], choices=COMPILE_MODES, help="none: the lab alone")
     parser.add_argument("--steps", type=int, default=20, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)

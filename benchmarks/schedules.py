@@ -52,6 +52,7 @@ SCHEDULES = {
     "A and B as the base": Schedule(middle=True, a=1e-2, b=1e-2, falls="AB"),
     "A at 0.001": Schedule(middle=True, a=1e-3, b=1e-4),
     "no middle": Schedule(middle=False, a=1e-2, b=1e-3),
+    "no middle, all at 0.001": Schedule(middle=False, a=1e-3, b=1e-3),
     "no middle, A as the base": Schedule(middle=False, a=1e-2, b=1e-3, falls="A"),
 }
 # The paper gives seven rates for eight stacks. The recipe has them from the first stack on, so that none is dropped in

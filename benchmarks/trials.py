@@ -19,7 +19,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,6 +89,12 @@ class Trial:
         return Run(name, self.activation, self.recipe.learning_rates[0], self.seed)
 
 
+def _key(settings: Row) -> str:
+    """Settings in one spelling; fields that recipes did not have yet, when a row was written, are as they are unset."""
+    unset = {field.name: field.default for field in fields(ImageRecipe) if field.default is not MISSING}
+    return json.dumps({**settings, "recipe": {**unset, **settings["recipe"]}}, sort_keys=True)
+
+
 @dataclass(frozen=True)
 class Work:
     """What the processes share.
@@ -136,8 +142,8 @@ class Results:
 
     def of(self, trials: Sequence[Trial]) -> list[Row | None]:
         """The row of each, or None."""
-        known = {json.dumps(row["settings"], sort_keys=True): row for row in self.rows()}
-        return [known.get(json.dumps(trial.settings(), sort_keys=True)) for trial in trials]
+        known = {_key(row["settings"]): row for row in self.rows()}
+        return [known.get(_key(trial.settings())) for trial in trials]
 
     def add(self, row: Row) -> None:
         """Append a row."""

@@ -27,6 +27,8 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "dropout_factor": ("0.5", "1.5"),
     "everywhere": ("true",),
     "cutout": ("8",),
+    "mixup": ("0.2", "1"),
+    "alternate_flip": ("true",),
     "normalization": ("mean-std",),
 }
 SHORT = 0.5

@@ -171,6 +171,7 @@ SHARED = {
     "plain": (recipe(), run(), False),
     "rich": (recipe(nesterov=True, clip=0.5, ema=0.8, accumulate=4, label_smoothing=0.1), run(), False),
     "batch": (recipe(), run(norm="batch"), False),
+    "mixed": (recipe(mixup=0.4, cutout=2, alternate_flip=True), run(), False),
     "poisoned": (recipe(), run(seed=3), True),
     "poisoned-too": (recipe(), run(seed=1), True),
 }

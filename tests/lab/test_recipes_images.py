@@ -24,6 +24,7 @@ from zeromean.lab.recipes.images import ImageRecipe, Phase, override
         ("validation", -1, "0 or more"),
         ("clip", -0.5, "0 or more"),
         ("cutout", -1, "0 or more"),
+        ("mixup", -0.1, "0 or more"),
         ("weight_decay", -1e-4, "0 or more"),
         ("momentum", 1.0, "in [0, 1)"),
         ("ema", 1.0, "in [0, 1)"),
@@ -69,6 +70,14 @@ def test_looking_ahead_takes_momentum() -> None:
     with pytest.raises(ValueError, match="nesterov must be false where momentum is 0, got True: change it in"):
         recipe(nesterov=True, momentum=0.0)
     assert recipe(nesterov=False, momentum=0.0).momentum == 0
+
+
+def test_every_other_epoch_takes_flips_and_no_folder() -> None:
+    with pytest.raises(ValueError, match="alternate_flip must be false where flip is, got True: change it in"):
+        recipe(alternate_flip=True, flip=False)
+    with pytest.raises(ValueError, match="alternate_flip must be false for the data 'imagenet', got True: change it"):
+        recipe(alternate_flip=True, data="imagenet", normalization="pixel-mean")
+    assert recipe(alternate_flip=True).flip
 
 
 def test_stairs_hold_a_rate_until_the_next() -> None:

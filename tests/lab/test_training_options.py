@@ -1,4 +1,4 @@
-"""What recipes may ask of a training beyond the published one: cutout, biases without decay, LeCun's weights, order."""
+"""What recipes may ask of a training beyond the published one: biases without decay, LeCun's weights, order."""
 
 import math
 from collections.abc import Iterator
@@ -10,70 +10,17 @@ from tests.lab.small_images import CPU, DROPOUT, NO_DROPOUT, material, recipe, r
 from torch import Tensor, nn
 
 from zeromean.lab.activation import parse
-from zeromean.lab.data.augment import cut_out, draw_crops, draw_cuts
 from zeromean.lab.nets import elu11
 from zeromean.lab.recipes.images import ImageRecipe, Phase
-from zeromean.lab.sharing import ALONE, Share
 from zeromean.lab.train import Training, build
-from zeromean.lab.update import Update
 
 ELU = parse("elu")
-SEED, STEP = torch.tensor(3), torch.tensor(5)
 
 
 @pytest.fixture(autouse=True)
 def _small() -> Iterator[None]:
     with small():
         yield
-
-
-@pytest.mark.parametrize("side", [1, 2, 3, 6])
-def test_a_square_is_cut_and_nothing_else(side: int) -> None:
-    x = torch.rand(6, 3, 5, 5).contiguous(memory_format=torch.channels_last) + 1
-    centres = torch.tensor([[0, 0], [2, 2], [4, 4], [0, 3], [4, 1], [2, 0]])
-    found = cut_out(x, centres, side)
-    expected = x.clone()
-    for image, (row, column) in zip(expected, centres.tolist(), strict=True):
-        first_row, first_column = row - side // 2, column - side // 2
-        image[:, max(0, first_row) : first_row + side, max(0, first_column) : first_column + side] = 0
-    assert torch.equal(found, expected)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_cuts_are_everywhere_and_of_their_step_and_seed() -> None:
-    centres = draw_cuts(SEED, STEP, 8000, 8)
-    counts = torch.bincount((8 * centres[:, 0] + centres[:, 1]), minlength=64)
-    assert len(counts) == 64
-    assert counts.min() > 125 - 6 * math.sqrt(125)
-    assert counts.max() < 125 + 6 * math.sqrt(125)
-    assert torch.equal(centres[:9], draw_cuts(SEED, STEP, 9, 8))
-    top, _, _ = draw_crops(SEED, int(STEP), 5000, 8)  # three numbers an image, cuts take two
-    assert float((top == centres.flatten()[::3][:5000]).float().mean()) == pytest.approx(1 / 8, abs=0.02)
-    assert not torch.equal(centres, draw_cuts(SEED, STEP + 1, 8000, 8))
-    assert not torch.equal(centres, draw_cuts(SEED + 1, STEP, 8000, 8))
-
-
-def parts(chosen: ImageRecipe, share: Share = ALONE) -> Tensor:
-    """The images that an update trains on in its first step."""
-    images = material()
-    training = Training(chosen, run(), images, CPU)
-    source = images.source(chosen, seed=0, dtype=torch.float32, share=share)
-    update = Update(chosen, training.network, source, seed=0, share=share)
-    return torch.cat([x for x, _ in update.parts()])
-
-
-def test_training_images_are_cut_in_all_their_parts() -> None:
-    whole, cut = parts(recipe()), parts(recipe(cutout=3))
-    centres = draw_cuts(torch.tensor(0), torch.tensor(0), len(whole), whole.shape[-1])
-    assert torch.equal(cut, cut_out(whole, centres, 3))
-    assert not torch.equal(cut, whole)
-    assert torch.equal(parts(recipe(cutout=3, accumulate=4)), cut)
-
-
-def test_processes_cut_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zeromean.lab.update.cut", lambda network: (network, network))
-    shares = [parts(recipe(cutout=3), Share(rank, 2)) for rank in range(2)]
-    assert torch.equal(torch.cat(shares), parts(recipe(cutout=3)))
 
 
 def decayed(chosen: ImageRecipe, activation: str = "elu", norm: str = "none") -> dict[str, float]:
@@ -141,7 +88,15 @@ def test_a_maximum_outlives_most_of_what_is_dropped_before_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"cutout": 3}, {"decay_biases": False}, {"initialization": "lecun"}, {"drop_before_pooling": True}]
+    "changes",
+    [
+        {"cutout": 3},
+        {"mixup": 0.4},
+        {"alternate_flip": True},
+        {"decay_biases": False},
+        {"initialization": "lecun"},
+        {"drop_before_pooling": True},
+    ],
 )
 def test_a_training_with_it_resumes_with_the_same_bits(changes: dict[str, Any]) -> None:
     chosen = recipe(phases=(Phase(15, DROPOUT),), **changes)

@@ -67,6 +67,15 @@ def test_a_trial_with_a_row_is_not_repeated(tmp_path: Path) -> None:
     assert trials.run(again, DATA, options(tmp_path), FOREVER)[0] not in first
 
 
+def test_a_row_from_before_a_recipe_had_a_field_is_that_of_the_field_unset(tmp_path: Path) -> None:
+    results = trials.Results(tmp_path)
+    row: dict[str, Any] = {"settings": two()[0].settings(), "validation_error": 1.0}
+    del row["settings"]["recipe"]["mixup"]
+    results.add(row)
+    chosen = replace(SMALL, mixup=0.2)
+    assert results.of([*two(), Trial("mixed", chosen, "elu", 0)]) == [row, None, None]
+
+
 def test_a_row_says_all_and_nothing_of_the_test_set(tmp_path: Path) -> None:
     first, second = trials.run(two(), DATA, options(tmp_path), FOREVER)
     assert first is not None
@@ -136,7 +145,7 @@ def test_changes_that_are_better_alone_are_trained_together(tmp_path: Path, monk
     chosen = find("cifar100-elu11-fast")
     assert isinstance(chosen, ImageRecipe)
     found = tune_fast.search(chosen, DATA, options(tmp_path), FOREVER)
-    assert sum(steps == 9750 for _, steps in asked) == 10
+    assert sum(steps == 9750 for _, steps in asked) == 13
     assert [name for name, steps in asked if steps == 19500] == [
         "as it is",
         "rate_factor=2",
@@ -171,7 +180,7 @@ def test_candidates_are_the_recipe_and_single_changes() -> None:
         points = tune_fast.candidates(chosen)
         made = {json.dumps(Trial("", override(chosen, point), "elu", 0).settings()) for point in points}
         assert points[0] == ()
-        assert len(made) == len(points) == 10
+        assert len(made) == len(points) == 13
 
 
 def test_differences_are_of_the_seeds_that_have_both() -> None:

@@ -51,7 +51,7 @@ class Material:
         """The training batches of a run."""
         return Batches(
             self.train, self.train_labels, recipe.batch_size, seed=seed, pad=recipe.pad, flip=recipe.flip,
-            dtype=dtype, share=(share.rank, share.processes),
+            alternate_flip=recipe.alternate_flip, dtype=dtype, share=(share.rank, share.processes),
         )  # fmt: skip
 
     def validation_batches(self, dtype: torch.dtype) -> Iterator[Batch] | None:

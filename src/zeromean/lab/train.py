@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from zeromean.lab.activation import parse
+from zeromean.lab.altered import Altered
 from zeromean.lab.chance import Chance
-from zeromean.lab.data.augment import whole_batches
+from zeromean.lab.data.augment import Source, whole_batches
 from zeromean.lab.images import AnyMaterial
 from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
 from zeromean.lab.observe import AT_ONCE, UNKNOWN, Judgement, blame, finite, judge, mean_activations, mean_size
@@ -225,7 +226,9 @@ class Training:
         self.network = build(recipe, run, material.classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         half = half_of(recipe.precision) if device.type == "cuda" else None
         self.dtype = half or torch.float32
-        self._batches = material.source(recipe, seed=run.seed, dtype=self.dtype, share=share)
+        self._batches: Source = material.source(recipe, seed=run.seed, dtype=self.dtype, share=share)
+        if recipe.cutout or recipe.mixup:
+            self._batches = Altered(self._batches, recipe, material.classes, seed=run.seed, share=share, device=device)
         self._update = Update(recipe, self.network, self._batches, seed=run.seed, share=share, dtype=self.dtype)
         self._chance = Chance(device, run.seed, share.rank)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None

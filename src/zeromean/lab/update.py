@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from zeromean.kernels.linear import HALF_TYPES
 from zeromean.kernels.sgd import Ledger
-from zeromean.lab.data.augment import Batch, Source, cut_out, draw_cuts
+from zeromean.lab.data.augment import Batch, Source
 from zeromean.lab.descent import Descent
 from zeromean.lab.nets import ConvolutionalNetwork
 from zeromean.lab.observe import logits_of, outputs_of
@@ -116,8 +116,6 @@ class Update:
         """The parts of the step's batch, one after the other; each sets the noise that is its own."""
         recipe, layers = self.recipe, len(self._noisy)
         images, labels = self.batches.take(self.place)
-        if recipe.cutout:
-            images = cut_out(images, self._cuts(images), recipe.cutout)
         pairs = zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
         for part, pair in enumerate(pairs):
             if layers:
@@ -125,12 +123,6 @@ class Update:
                 seeds = noise_seeds(self._seed, layers * self.share.processes, pass_number)
                 self._noise.copy_(seeds[layers * self.share.rank :][:layers])
             yield pair
-
-    def _cuts(self, images: Tensor) -> Tensor:
-        """Where this process's part of the batch is cut."""
-        own, rank = len(images), self.share.rank
-        centres = draw_cuts(self._seed[0], self.number[0], own * self.share.processes, images.shape[-1])
-        return centres[rank * own :][:own]
 
     def _differentiate(self) -> Tensor:
         """Find the gradient of the batch's mean loss, and return that loss."""

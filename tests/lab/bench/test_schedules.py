@@ -268,6 +268,7 @@ def test_schedules_are_those_that_the_paper_leaves_open(published: ImageRecipe) 
         ),
         "A at 0.001": (published.phases, (*first, (135_000, 1e-4))),
         "no middle": (short, ((0, 0.01), (85_000, 0.001))),
+        "no middle, all at 0.001": (short, first),
         "no middle, A as the base": (short, ((0, 0.01), (70_000, 0.001))),
     }
 
@@ -289,7 +290,7 @@ def test_schedules_are_shortened_as_recipes_are_and_begin_with_what_others_wait_
     overrides = ["length=0.1", "validation=5000", "rate_factor=2"]
     readings = [(), ("padding=one_ceil",)]
     planned = schedules.trials(cifar100_elu18(), overrides, list(SCHEDULES), readings, 2)
-    assert len({(trial.variant, trial.recipe.padding, trial.seed) for trial in planned}) == 6 * 2 * 2
+    assert len({(trial.variant, trial.recipe.padding, trial.seed) for trial in planned}) == 7 * 2 * 2
     firsts = [*["as it is"] * 2, *["as it is, padding=one_ceil"] * 2, "A as the base"]
     assert [trial.variant for trial in planned[:5]] == firsts
     assert planned[0].settings() == Trial("", override(cifar100_elu18(), overrides), "elu", 0).settings()
@@ -305,15 +306,15 @@ def test_schedules_are_shortened_as_recipes_are_and_begin_with_what_others_wait_
 def test_every_schedule_trains_and_what_they_have_in_common_is_trained_once(tmp_path: Path, taken: list[int]) -> None:
     planned = schedules.trials(ELU18, ["validation=30"], list(SCHEDULES), (), 1)
     alone = trials.run(planned, DATA, options(tmp_path / "alone"), FOREVER)
-    assert len(taken) == 4 * 54 + 2 * 44
+    assert len(taken) == 4 * 54 + 3 * 44
     taken.clear()
     shared = schedules.shared(planned)
     assert shared == [14, 24, 28, 30, 38, 40]
     rows = trials.run(planned, DATA, options(tmp_path / "shared", share=shared), FOREVER)
-    # From the start; from 30, 40 and 20; from 10 and 20.
-    assert len(taken) == 54 + 24 + 14 + 34 + 34 + 24
+    # From the start; from 30, 40 and 20; from 10, 10 and 20.
+    assert len(taken) == 54 + 24 + 14 + 34 + 34 + 34 + 24
     assert _judged(rows) == _judged(alone)
-    assert len({row["train_loss"] for row in rows if row}) == 6
+    assert len({row["train_loss"] for row in rows if row}) == 7
 
 
 def _row(course: list[list[Any]], **changes: Any) -> Row:
@@ -364,7 +365,7 @@ def test_the_command_shares_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     assert taken == []
     assert (tmp_path / "table.md").read_text() == table
     schedules.main([*recipes, "padding=ceil", *words])
-    assert len(taken) == 48 + 28 + 68 + 48
+    assert len(taken) == 48 + 28 + 68 + 68 + 48
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in SCHEDULES]
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from zeromean.lab.data import Batches, whole_batches
-from zeromean.lab.data.augment import draw_crops
+from zeromean.lab.data.augment import draw_crops, draw_flips
 from zeromean.lab.order import sample_order
 
 SEED, PAD = 5, 2
@@ -47,6 +47,31 @@ def test_batches_are_the_crops_and_flips_of_a_plain_loop(images: Tensor, labels:
                 expected = by_hand(images[sample], int(top[at]), int(left[at]), int(flipped[at]))
                 assert torch.equal(x_bchw[place], expected.to(dtype))
                 assert labels_b[place] == labels[sample]
+
+
+def test_each_image_is_mirrored_in_every_other_epoch(images: Tensor, labels: Tensor) -> None:
+    batches = Batches(images, labels, 11, seed=SEED, pad=0, alternate_flip=True)
+    mirrored = torch.empty(4, 11, dtype=torch.bool)
+    for epoch in range(4):
+        ((x_bchw, labels_b),) = batches.epoch(epoch)
+        for image, label in zip(x_bchw, labels_b, strict=True):
+            own = images[label // 10]
+            assert not torch.equal(own, own.flip(2))
+            mirrored[epoch, label // 10] = torch.equal(image, own.flip(2))
+            assert mirrored[epoch, label // 10] or torch.equal(image, own)
+    first = draw_flips(torch.tensor(SEED), 11).bool()
+    assert 0 < int(first.sum()) < 11
+    assert torch.equal(mirrored, torch.stack([first, ~first, first, ~first]))
+    none = Batches(images, labels, 11, seed=SEED, pad=0, flip=False, alternate_flip=True)
+    for x_bchw, labels_b in none.epoch(1):
+        assert torch.equal(x_bchw, images[labels_b // 10])
+
+
+def test_half_of_the_images_are_mirrored_in_even_epochs() -> None:
+    flips = draw_flips(torch.tensor(3), 10_000)
+    assert set(flips.tolist()) == {0, 1}
+    assert float(flips.float().mean()) == pytest.approx(0.5, abs=0.03)
+    assert float((flips == draw_flips(torch.tensor(4), 10_000)).float().mean()) == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

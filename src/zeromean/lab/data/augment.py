@@ -23,7 +23,7 @@ from zeromean.nn.noise import uniform
 
 Batch = tuple[Tensor, Tensor]
 _CROPS = 1 << 61  # keeps the streams of crops apart from those of orders and noise
-_CUTS = _CROPS + (1 << 60)
+_FLIPS = _CROPS + (1 << 59)
 
 
 def draw_crops(seed: Tensor, epoch: int, count: int, places: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,34 +40,9 @@ def draw_crops(seed: Tensor, epoch: int, count: int, places: int) -> tuple[Tenso
     return top, left, (draws[:, 2] < 0.5).long()
 
 
-def draw_cuts(seed: Tensor, step: Tensor, count: int, pixels: int) -> Tensor:
-    """The row and the column of every image's cut, int64 ``[count, 2]``, each uniform over ``range(pixels)``.
-
-    Args:
-        seed: int64, 0-d, below 2^16.
-        step: int64, 0-d, counted from the start of training, below 2^32.
-        count: Images of the batch.
-        pixels: Side of the square image.
-    """
-    return (uniform(_CUTS + (seed << 32) + step, (count, 2)) * pixels).long()
-
-
-def cut_out(x_bchw: Tensor, centres_b2: Tensor, side: int) -> Tensor:
-    """Set a square of each image to 0; its part beyond the edge is lost.
-
-    Source: DeVries, Taylor 2017, "Improved regularization of convolutional neural networks with cutout", arXiv
-    1708.04552.
-
-    Args:
-        x_bchw: Square images, normalised to a mean of 0.
-        centres_b2: Row and column of each square's middle; of an even side, the pixel behind it.
-        side: In pixels.
-    """
-    pixels = torch.arange(x_bchw.shape[-1], device=x_bchw.device)
-    from_edge_b2j = pixels - (centres_b2 - side // 2).unsqueeze(-1)
-    rows_bi, columns_bj = ((from_edge_b2j >= 0) & (from_edge_b2j < side)).unbind(1)
-    kept_bij = ~(rows_bi.unsqueeze(2) & columns_bj.unsqueeze(1))
-    return x_bchw * kept_bij.unsqueeze(1)
+def draw_flips(seed: Tensor, samples: int) -> Tensor:
+    """Whether each image is flipped (0 or 1) in even epochs, int64 ``[samples]``; arguments as `draw_crops`."""
+    return (uniform(_FLIPS + (seed << 32), (samples,)) < 0.5).long()
 
 
 class Source(Protocol):
@@ -102,7 +77,9 @@ class Batches:
         batch_size: Samples of a step, those of all processes together.
         seed: Fixes, with the epoch, order, crops and flips; below 2^16.
         pad: Zeros on each side. The crop is ``[H, W]`` and so has ``(2 pad + 1)^2`` places.
-        flip: Whether each image is mirrored left to right with probability 1/2.
+        flip: Whether images are mirrored left to right: each with probability 1/2 in every epoch.
+        alternate_flip: Whether, instead, each is mirrored in every other epoch, half of them in the even ones. Source:
+            Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498.
         dtype: In which images are kept and given; by default that of ``images``.
         channels_last: The memory format of a batch; False costs another copy of it.
         share: (rank, processes): this process takes the rank-th of so many equal parts of every batch.
@@ -123,13 +100,14 @@ class Batches:
         seed: int,
         pad: int = 4,
         flip: bool = True,
+        alternate_flip: bool = False,
         dtype: torch.dtype | None = None,
         channels_last: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self._part = part_of_batch(batch_size, len(images), share)
         self.steps = len(images) // batch_size
-        self._batch_size, self._pad, self._flip = batch_size, pad, flip
+        self._batch_size, self._pad, self._flip, self._alternate = batch_size, pad, flip, alternate_flip
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         device = images.device
         count, channels, height, width = images.shape
@@ -148,6 +126,8 @@ class Batches:
         kept = self.steps * self._batch_size
         order = sample_order(self._seed.view(1), epoch, len(self._labels))[0, :kept]
         top, left, flipped = draw_crops(self._seed, epoch, kept, 2 * self._pad + 1)
+        if self._alternate:
+            flipped = (draw_flips(self._seed, len(self._labels))[order] + epoch) % 2
         flipped *= self._flip
         start = (order * self._height + top) * self._width + left + flipped * (self._size[1] - 1)
         plan = torch.stack([start, 1 - 2 * flipped, self._labels[order]])

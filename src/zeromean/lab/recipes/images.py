@@ -61,7 +61,10 @@ class ImageRecipe:
         resize: side of the square that an image of a folder becomes.
         crop: side of the part that is taken of it.
         flip: whether images are mirrored at random.
+        alternate_flip: whether it is instead mirrored in every other epoch; not for a folder.
         cutout: side of the square at a random place of each training image that becomes 0; 0 cuts none.
+        mixup: alpha of the Beta(alpha, alpha) distribution of the share that an image and its label keep when they are
+            mixed with another one's; 0 mixes none.
         label_smoothing: share of the target spread over all classes.
         clip: largest norm of the whole gradient; 0 does not clip.
         ema: decay a step of the average of the weights that is evaluated; 0 evaluates the weights.
@@ -99,7 +102,9 @@ class ImageRecipe:
     resize: int = 256
     crop: int = 224
     flip: bool = True
+    alternate_flip: bool = False
     cutout: int = 0
+    mixup: float = 0.0
     label_smoothing: float = 0.0
     clip: float = 0.0
     ema: float = 0.0
@@ -117,7 +122,7 @@ class ImageRecipe:
         """Check what no run could survive."""
         for field in ("batch_size", "accumulate", "probe_samples", "seeds"):
             _check(getattr(self, field) >= 1, self, field, "at least 1")
-        for field in ("pad", "cutout", "validation", "clip", "weight_decay"):
+        for field in ("pad", "cutout", "mixup", "validation", "clip", "weight_decay"):
             _check(getattr(self, field) >= 0, self, field, "0 or more")
         for field in ("momentum", "ema", "label_smoothing"):
             _check(0 <= getattr(self, field) < 1, self, field, "in [0, 1)")
@@ -138,7 +143,9 @@ class ImageRecipe:
         _check(self.batch_size % self.accumulate == 0, self, "accumulate", f"a divisor of {self.batch_size}")
         _check(1 <= self.crop <= self.resize, self, "crop", f"in [1, {self.resize}], which resize is")
         _check(self.momentum > 0 or not self.nesterov, self, "nesterov", "false where momentum is 0")
+        _check(self.flip or not self.alternate_flip, self, "alternate_flip", "false where flip is")
         streamed = is_folder(self.data)
+        _check(not (streamed and self.alternate_flip), self, "alternate_flip", f"false for the data {self.data!r}")
         fitting = f"{'pixel-mean' if streamed else 'gcn-zca or mean-std'} for the data {self.data!r}"
         _check((self.normalization == "pixel-mean") == streamed, self, "normalization", fitting)
 

@@ -62,17 +62,25 @@ def _augmentation(recipe: Recipe) -> str:
     if recipe["normalization"] == "pixel-mean":
         sides = [f"{recipe[side]}x{recipe[side]}" for side in ("resize", "crop")]
         crop = f", resized to {sides[0]} pixels and cropped at random to {sides[1]}"
-    return crop + (", mirrored at random" if recipe["flip"] else "")
+    return crop + _flips(recipe)
+
+
+def _flips(recipe: Recipe) -> str:
+    if recipe.get("alternate_flip"):
+        return ", mirrored in every other epoch"
+    return ", mirrored at random" if recipe["flip"] else ""
 
 
 def _regularization(recipe: Recipe) -> list[str]:
     said = {
         "weight_decay": "L2 weight decay {:g}",
+        "cutout": "In each training image a square of {:g} pixels' side is set to zero",
+        "mixup": "Training images are mixed in pairs, as are their labels, with shares from Beta({0:g}, {0:g})",
         "label_smoothing": "Labels smoothed by {:g}",
         "clip": "Gradients clipped at norm {:g}",
         "ema": "Evaluated is the average of the weights that decays by {:g} a step",
     }
-    return [words.format(recipe[field]) for field, words in said.items() if recipe[field]]
+    return [words.format(recipe[field]) for field, words in said.items() if recipe.get(field)]
 
 
 def _seeds(count: int) -> str:
