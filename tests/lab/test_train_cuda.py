@@ -60,8 +60,10 @@ def losses(tmp_path: Path, name: str, chosen: ImageRecipe, runs: list[Run], toge
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_recorded_steps_equal_those_on_a_cpu(tmp_path: Path, norm: str) -> None:
-    chosen, one, study = recipe(precision="float32", ema=0.5, clip=0.5), run(norm=norm), Study(tmp_path / "cpu")
+@pytest.mark.parametrize("altered", [{}, {"cutout": 2, "mixup": 0.4, "alternate_flip": True}], ids=["plain", "altered"])
+def test_recorded_steps_equal_those_on_a_cpu(tmp_path: Path, norm: str, altered: dict[str, Any]) -> None:
+    chosen = recipe(precision="float32", ema=0.5, clip=0.5, **altered)
+    one, study = run(norm=norm), Study(tmp_path / "cpu")
     found = losses(tmp_path, "gpu", chosen, [one])
     train(chosen, [one], material(), study, device=CPU)
     wanted = [row["train_loss"] for row in study.metrics(one)]
