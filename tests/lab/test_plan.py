@@ -210,11 +210,11 @@ def test_a_norm_must_be_known_once_and_possible() -> None:
 
 
 def test_an_image_plan_tells_its_length_and_no_time(tmp_path: Path) -> None:
-    recipe = replace(cifar100_elu11(), batch_size=5, validation=2)
+    recipe = replace(cifar100_elu11(), batch_size=4, validation=3)
     facts = open_study(planned(recipe), Study(tmp_path), tiny_cifar(), CPU, processes=2)
     assert facts["budget"]["seconds_estimate"] is None
-    assert facts["budget"]["epochs"] == 165_000 / 2, "two batches of five from ten images"
-    assert facts["data"]["train"] == 10
+    assert facts["budget"]["epochs"] == 165_000 / 2, "two batches of four from nine images"
+    assert facts["data"]["train"] == 9
     assert facts["device"]["processes"] == 2
     assert facts["arms"][2]["norm"] == "batch"
     assert facts["recipe"]["phases"][0]["steps"] == 165_000

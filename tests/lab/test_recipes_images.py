@@ -25,6 +25,11 @@ from zeromean.lab.recipes.images import ImageRecipe, Phase, override
         ("clip", -0.5, "0 or more"),
         ("cutout", -1, "0 or more"),
         ("mixup", -0.1, "0 or more"),
+        ("mixup", math.inf, "0 or more, and finite"),
+        ("clip", math.inf, "0 or more, and finite"),
+        ("weight_decay", math.nan, "0 or more, and finite"),
+        ("resize", 300, "left at 256 where 'cifar100' does not use it"),
+        ("crop", 16, "left at 224 where 'cifar100' does not use it"),
         ("weight_decay", -1e-4, "0 or more"),
         ("momentum", 1.0, "in [0, 1)"),
         ("ema", 1.0, "in [0, 1)"),
@@ -130,7 +135,9 @@ def test_shortened_keeps_every_rate_in_its_place(factor: float) -> None:
 def test_shortened_to_nothing_has_a_step_a_phase() -> None:
     chosen = cifar100_elu18().shortened(1e-6)
     assert [phase.steps for phase in chosen.phases] == [1, 1, 1]
-    assert chosen.rates == ((0, 0.001),)
+    assert chosen.rates == ((0, 0.01), (1, 0.001))
+    line = recipe(rates=((0, 0.1), (50, 0.3), (1000, 0.0)), curve="linear").shortened(1e-3)
+    assert line.rates == ((0, 0.1), (1, 0.0)), "a rate of 0 from the start would train nothing"
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
@@ -217,5 +224,6 @@ def test_dropout_factors_reach_every_phase_and_no_further_than_below_one() -> No
     assert [phase.dropout for phase in halved.phases] == wanted
     assert [phase.everywhere for phase in halved.phases] == [False, True, True]
     for factor in ("2", "-1", "nan"):
-        with pytest.raises(ValueError, match=r"phases must be with dropout in \[0, 1\) for each stack"):
+        rule = rf"dropout_factor must keep rates in \[0, 1\), got {factor}: the highest one is 0\.75"
+        with pytest.raises(ValueError, match=rule):
             override(cifar100_elu18(), [f"dropout_factor={factor}"])

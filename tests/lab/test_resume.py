@@ -23,6 +23,7 @@ from tests.lab.small_images import (
     KilledError,
     contents,
     endangered,
+    halved,
     material,
     recipe,
     run,
@@ -31,7 +32,7 @@ from tests.lab.small_images import (
 
 from zeromean.lab.recipes.images import Phase
 from zeromean.lab.store import DamagedFileError, Run, Study
-from zeromean.lab.train import Stopped, train
+from zeromean.lab.train import Stopped, Training, train
 
 
 @pytest.fixture(autouse=True)
@@ -185,3 +186,22 @@ def test_checkpoints_take_a_fiftieth_of_the_time_at_most(
     long = recipe(phases=(Phase(120, NO_DROPOUT),))
     train(long, [run()], material(), Study(tmp_path), device=CPU, checkpoint_seconds=1.5, on_epoch=tick)
     assert epochs == written
+
+
+@pytest.mark.parametrize("here", [torch.float32, torch.float16], ids=str)
+def test_a_training_in_float16_is_told_from_one_that_is_not(here: torch.dtype) -> None:
+    there = torch.float32 if here == torch.float16 else torch.float16
+    own, other = (halved(Training(recipe(), run(), material(), CPU), dtype) for dtype in (here, there))
+    where = "not in float16, as on a CPU" if here == torch.float16 else "on a GPU, in float16"
+    with pytest.raises(ValueError, match=f"it was begun {where}: continue it there, or start the run again"):
+        own.load(*other.state())
+
+
+def test_a_checkpoint_that_fits_in_name_alone_is_told(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    training = Training(recipe(), run(), material(), CPU)
+    study.begin(run())
+    tensors, state = training.state()
+    study.write_checkpoint(run(), tensors, {**state, "spent": {"hours": 1}})
+    with pytest.raises(DamagedFileError, match=r"checkpoint\.safetensors does not fit .*hours.*: delete it"):
+        train(recipe(), [run()], material(), study, device=CPU)

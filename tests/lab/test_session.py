@@ -24,6 +24,7 @@ from zeromean.lab import compare, data
 from zeromean.lab.cli import main
 from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18, cifar100_elu18_fast
 from zeromean.lab.recipes.imagenet import imagenet_elu15
+from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.session import Session, sigterm, train_images, words
 from zeromean.lab.sharing import Share
 from zeromean.lab.store import Run, Study
@@ -213,11 +214,20 @@ def test_a_stop_in_one_group_ends_the_session_with_a_checkpoint(tmp_path: Path) 
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_second_sigterm_is_not_caught() -> None:
+def test_a_second_sigterm_is_not_caught_but_the_same_one_from_two_sides_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, sent = [100.0], list[int]()
+    monkeypatch.setattr("zeromean.lab.session.time.monotonic", lambda: now[0])
+    kill = os.kill
     with sigterm() as asked:
         assert not asked()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked()
+        for now[0] in (100.0, 101.0, 104.9):
+            kill(os.getpid(), signal.SIGTERM)
+            assert asked()
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        monkeypatch.setattr("zeromean.lab.session.os.kill", lambda process, number: sent.append(number))
+        now[0] = 105.1
+        kill(os.getpid(), signal.SIGTERM)
+        assert sent == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -230,6 +240,51 @@ def test_a_damaged_checkpoint_is_told_and_the_run_begins_anew(tmp_path: Path) ->
     compare.run(plan, study, tiny_cifar(), device=CPU, progress=progress)
     assert ["checkpoint.safetensors is damaged" in line for line in told] == [True]
     assert study.pending(plan.runs({})) == []
+
+
+def test_metrics_that_do_not_carry_the_checkpoint_are_told_and_the_run_begins_anew(tmp_path: Path) -> None:
+    plan = planned(short(cifar100_elu11()), seeds=1, norms=["none"])
+    study, (run, other), told = Study(tmp_path), plan.runs({}), list[str]()
+    assert isinstance(plan.recipe, ImageRecipe)
+
+    def killed(name: str, epochs: int) -> Callable[[int, int], None]:
+        def on_epoch(epoch: int, runs: int) -> None:
+            if epoch == 2:
+                raise InterruptedError
+
+        return on_epoch
+
+    progress = replace(compare.SILENT, say=told.append)
+    with pytest.raises(InterruptedError):
+        train_images(plan.recipe, [run], tiny_cifar(), study, Session(CPU), replace(progress, stage=killed))
+    tensors, state = {"none": torch.zeros(1)}, {"epoch": 2}
+    study.write_checkpoint(run, tensors, state)
+    metrics = tmp_path / run.folder / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().splitlines(keepends=True)[0] + b"\0\0\0\0")
+    compare.run(plan, study, tiny_cifar(), device=CPU, progress=progress)
+    assert ["does not hold the 2 epochs of the checkpoint" in line for line in told] == [True]
+    assert study.pending([run, other]) == []
+    assert len(study.metrics(run)) == 3
+
+
+def test_a_finished_run_keeps_no_checkpoint(tmp_path: Path) -> None:
+    plan = planned(short(cifar100_elu11()), seeds=1, norms=["none"])
+    study, run = Study(tmp_path), plan.runs({})[0]
+    compare.run(plan, study, tiny_cifar(), device=CPU, progress=compare.SILENT)
+    study.write_checkpoint(run, {"w": torch.zeros(1)}, {"epoch": 3})
+    compare.run(plan, study, tiny_cifar(), device=CPU, progress=compare.SILENT)
+    assert study.read_checkpoint(run) is None
+    assert study.pending([run]) == []
+
+
+def test_another_number_of_threads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(short(cifar100_elu11()), seeds=1, norms=["none"])
+    study, told = Study(tmp_path), list[str]()
+    study.write_plan(compare.open_study(plan, study, tiny_cifar(), CPU))
+    for threads in (torch.get_num_threads(), 17):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        compare.run(plan, study, tiny_cifar(), device=CPU, progress=replace(compare.SILENT, say=told.append))
+    assert ["this session has 17: its numbers are the same up to rounding" in line for line in told] == [True, False]
 
 
 def test_runs_share_a_gpu_as_the_recipe_says() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -94,6 +97,50 @@ def test_sigterm_reaches_every_process_and_the_study_continues(tmp_path: Path) -
     assert not list((tmp_path / "study").rglob("result.json"))
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_sigterm_to_every_process_at_once_is_one_request(tmp_path: Path, early: bool) -> None:
+    def ask(folder: Path) -> None:
+        while len(workers := multiprocessing.active_children()) < 2:
+            time.sleep(0.01)
+        while not early and len(list(folder.rglob("metrics.jsonl"))) < 2:
+            time.sleep(0.05)
+        for process in (*(worker.pid or 0 for worker in workers), os.getpid()):
+            os.kill(process, signal.SIGTERM)
+
+    watcher = threading.Thread(target=ask, args=(tmp_path / "study",), daemon=True)
+    watcher.start()
+    with pytest.raises(Stopped):
+        train(plan(length=2e-3), tmp_path / "study", (CPU, CPU), say=lambda line: None)
+    assert len(list((tmp_path / "study").rglob("checkpoint.safetensors"))) == (0 if early else 2)
+
+
+ORPHAN = """
+import multiprocessing, sys, threading, time
+from zeromean.lab.spread import _end_with_parent
+
+def work():
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    print("begun", flush=True)
+    time.sleep(60)
+    print("outlived its parent", flush=True)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=work, daemon=True)
+    worker.start()
+    worker.join()
+"""
+
+
+def test_a_process_ends_when_the_one_that_started_it_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "begun\n"
+        parent.kill()
+        assert parent.stdout.read() == "", "the pipe ends with the last process that holds it"
+
+
 def test_a_process_that_fails_is_not_silent(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     blocked = plan().runs({})[3]
@@ -103,10 +150,18 @@ def test_a_process_that_fails_is_not_silent(tmp_path: Path) -> None:
         train(plan(), folder, (CPU, CPU), say=lambda line: None)
 
 
-def test_gpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert first_gpus(2) == (torch.device("cuda", 0), torch.device("cuda", 1))
     with pytest.raises(ValueError, match=r"gpus must lie between 1 and 2, .* got 3"):
         first_gpus(3)
-    with pytest.raises(SystemExit):
-        main(["compare", "digits-mlp8", "--gpus", "2", "--runs", str(tmp_path)])
+    for words in (
+        ["digits-mlp8", "--gpus", "2"],
+        ["cifar100-elu11", "--gpus", "2", "--device", "cpu"],
+        ["cifar100-elu11", "--gpus", "0"],
+    ):
+        with pytest.raises(SystemExit):
+            main(["compare", *words, "--runs", str(tmp_path)])
+        assert "gpus" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from zeromean.lab.store import DamagedFileError, Run, Study, write_whole
 
@@ -72,6 +73,9 @@ def test_a_checkpoint_reads_back_and_damage_is_found(study: Study) -> None:
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(DamagedFileError, match="checkpoint"):
         study.read_checkpoint("final")
+    save_file({"w": torch.eye(2)}, file)
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        study.read_checkpoint("final")
 
 
 def test_metrics_are_trimmed_to_the_checkpoint(study: Study) -> None:
@@ -82,8 +86,31 @@ def test_metrics_are_trimmed_to_the_checkpoint(study: Study) -> None:
     file.write_text(file.read_text() + '{"epoch": 4, "tra')
     study.trim_metrics(RUN, 2)
     assert [row["epoch"] for row in study.metrics(RUN)] == [1, 2]
-    with pytest.raises(DamagedFileError, match="holds 2 epochs"):
+    with pytest.raises(DamagedFileError, match="does not hold the 3 epochs of the checkpoint: delete the checkpoint"):
         study.trim_metrics(RUN, 3)
+
+
+FIRST = b'{"epoch": 1}\n'
+
+
+@pytest.mark.parametrize("left", [b"", FIRST, FIRST + b"\0\0\n", FIRST + FIRST, FIRST + b"\xff\n", FIRST + b"{}\n"])
+def test_metrics_that_a_loss_of_power_cut_off_are_found(study: Study, left: bytes) -> None:
+    study.begin(RUN)
+    (study.path / RUN.folder / "metrics.jsonl").write_bytes(left)
+    with pytest.raises(DamagedFileError, match="does not hold the 2 epochs"):
+        study.check_metrics(RUN, 2)
+
+
+def test_metrics_reach_the_disk_before_the_checkpoint_of_their_run(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.begin(RUN)
+    study.append_metrics(RUN, {"epoch": 1})
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    study.write_checkpoint(RUN, {}, {"epoch": 1})
+    folder = study.path / RUN.folder
+    assert flushed == [(folder / name).stat().st_ino for name in ("metrics.jsonl", "checkpoint.safetensors")]
 
 
 def test_a_damaged_or_foreign_plan_is_refused(study: Study) -> None:

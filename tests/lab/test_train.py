@@ -20,7 +20,7 @@ from tests.lab.small_images import (
     run,
     small,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeromean.lab.chance import Chance
 from zeromean.lab.data.augment import Batch, Batches
@@ -226,6 +226,22 @@ def test_the_step_that_is_taken_again_has_the_same_random_numbers(monkeypatch: p
     assert training._blame(2) == "nobody"
     assert again == [pytest.approx(sums[3] - sums[2], rel=1e-6)]
     assert again != [pytest.approx(sums[2] - sums[1], rel=1e-6)]
+
+
+def test_the_step_that_is_taken_again_drops_as_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe(phases=(Phase(3, DROPOUT), Phase(2, NO_DROPOUT)), rates=((0, 0.0),))
+    training = begun(Training(chosen, run("rrelu"), material(), CPU))
+    while training.steps_left:
+        training.advance()
+    rates: list[float] = []
+
+    def blamed(network: Any, losses: Any) -> str:
+        rates.append(max(module.p for module in network.modules() if isinstance(module, nn.Dropout)))
+        return "nobody"
+
+    monkeypatch.setattr("zeromean.lab.train.blame", blamed)
+    assert [training._blame(step) for step in (4, 2)] == ["nobody"] * 2
+    assert rates == [0.0, max(DROPOUT)]
 
 
 def test_a_void_step_late_in_the_training_is_found(tmp_path: Path) -> None:

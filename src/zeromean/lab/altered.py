@@ -114,12 +114,8 @@ class Altered:
     def __init__(
         self, source: Source, recipe: ImageRecipe, classes: int, *, seed: int, share: Share, device: torch.device
     ) -> None:
+        recipe.check_parts(share.processes)
         own = recipe.batch_size // share.processes
-        if recipe.mixup and own % 2:
-            raise ValueError(
-                f"mixup mixes pairs of images, so that each process's part of a batch must be even, got {own}: change "
-                f"batch_size in the recipe {recipe.name!r}, or set mixup=0"
-            )
         self._source, self._recipe, self._classes, self._share = source, recipe, classes, share
         self._seed = torch.tensor(seed, device=device)
         self.steps = source.steps

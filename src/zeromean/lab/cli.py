@@ -294,6 +294,8 @@ def _execute(
     from zeromean.lab.spread import first_gpus
 
     _check_options(plan, checkpoint_every, together, tensorboard, gpus)
+    if gpus > 1 and device_name == "cpu":
+        raise ValueError(f"gpus must be 1 with --device cpu, got {gpus}: leave one of them out")
     _check_workers(plan, workers, gpus, is_folder(plan.recipe.data))
     study = study_at(runs, plan.study)
     with launched(_device(device_name)) as (share, device):
@@ -315,6 +317,8 @@ def _check_options(plan: Plan, checkpoint_every: int, together: int | None, tens
         raise ValueError(f"checkpoint_every must be at least 1 epoch, got {checkpoint_every}")
     if together is not None and together < 1:
         raise ValueError(f"together must be at least 1 run, got {together}")
+    if gpus < 1:
+        raise ValueError(f"gpus must be at least 1, got {gpus}")
     if isinstance(plan.recipe, ImageRecipe):
         if checkpoint_every != 1:
             raise ValueError(f"--checkpoint-every is not for {plan.recipe.name!r}, which writes a checkpoint a minute")
@@ -350,6 +354,7 @@ def _lead(
     with exclusive(study):
         if study.plan() is None:
             study.write_plan(facts)
+        open_study(plan, study, dataset, device)  # as another study may have begun since
         with Bar(_console) as bar:
             run_study(
                 plan,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from zeromean.lab import data
+from zeromean.lab.fit import check_data
 from zeromean.lab.plan import Plan, describe, estimate_seconds, splits, written_plan
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.recipes.recipe import Recipe
@@ -46,7 +47,8 @@ def open_study(
     """The study's written plan: the one on disk where it is the same, else the new one, not yet written.
 
     Raises:
-        ValueError: the folder holds a study with another plan; the message names what differs.
+        ValueError: the folder holds a study with another plan; the message names what differs. Or a recipe for images
+            does not fit the data set or the processes.
     """
     written = written_plan(study)
     if written is None:
@@ -55,6 +57,8 @@ def open_study(
                 f"{study.path} has no plan.json, but holds {left[0]}: "
                 "restore the plan, or choose another folder with --name"
             )
+        if isinstance(plan.recipe, ImageRecipe):
+            check_data(plan.recipe, [arm.norm for arm in plan.arms], dataset, processes)
         seconds = estimate_seconds(plan, dataset, device)
         return describe(plan, dataset, device, seconds, processes=processes)
     checks = {**plan.decided(), "checksums": dataset.checksums}
@@ -117,6 +121,8 @@ def run(
     Raises:
         Stopped: SIGTERM ended a study on images, after a checkpoint.
     """
+    if device.type == "cpu":
+        _tell_threads(study, progress)
     if isinstance(plan.recipe, ImageRecipe):
         return _images_stage(plan, plan.recipe, study, dataset, session or Session(device), progress)
     assert isinstance(dataset, data.Dataset)
@@ -125,6 +131,17 @@ def run(
         _stage(plan.recipe, plan.tuning_runs(), "tuning", study, dataset, device, progress, checkpoint_every)
         chosen = choose(plan, study)
     return _stage(plan.recipe, plan.runs(chosen), "final", study, dataset, device, progress, checkpoint_every)
+
+
+def _tell_threads(study: Study, progress: Progress) -> None:
+    """Sums over many threads are rounded otherwise than over few."""
+    written, now = study.plan(), torch.get_num_threads()
+    before = written["device"]["threads"] if written else now
+    if before != now:
+        progress.say(
+            f"planned with {before} threads, this session has {now}: its numbers are the same up to rounding, with "
+            f"OMP_NUM_THREADS={before} bit by bit"
+        )
 
 
 def _images_stage(
@@ -170,12 +187,17 @@ def mend(study: Study, runs: Sequence[Run], owners: Sequence[Stage | Run], say: 
     """Report damaged results and checkpoints and set them aside, so that what they stood for is run again."""
     for one in runs:
         try:
-            study.finished(one)
+            if study.finished(one) is not None:
+                study.drop_checkpoint(one)  # a kill came before that
         except DamagedFileError as error:
             say(f"{error}; it is set aside as {study.set_aside(one).name} and the run repeated")
     for owner in owners:
         try:
-            study.read_checkpoint(owner)
+            if (found := study.read_checkpoint(owner)) is not None:
+                _, state = found
+                for one in runs:
+                    if one == owner or one.folder in state.get("runs", ()):
+                        study.check_metrics(one, state["epoch"])
         except DamagedFileError as error:
             say(f"{error}: deleted")
             study.drop_checkpoint(owner)

@@ -23,7 +23,8 @@ import zeromean
 from zeromean.lab import data
 from zeromean.lab.activation import Activation, parse
 from zeromean.lab.data.augment import part_of_batch
-from zeromean.lab.nets import STACKS, StackedNetwork
+from zeromean.lab.fit import check_network
+from zeromean.lab.nets import StackedNetwork
 from zeromean.lab.recipes.images import ImageRecipe, Norm
 from zeromean.lab.recipes.recipe import Recipe, Task
 from zeromean.lab.store import DamagedFileError, Run, Study
@@ -175,7 +176,7 @@ def make(
         ValueError: an arm is named twice or unknown, the baseline is no arm, the recipe cannot be tuned or
             normalized, does not fit its network or its data, or a number is out of range.
     """
-    _check_fit(recipe)
+    check_network(recipe)
     sides = _sides(recipe, activations, norms)
     if seeds < 1 or first_seed < 0 or first_seed + seeds > 2**16:
         raise ValueError(f"seeds must lie between 0 and 65535 and be at least one, got {seeds} from {first_seed}")
@@ -183,6 +184,11 @@ def make(
         raise ValueError(
             f"--tune is not offered for {recipe.name!r}, whose schedule has several learning rates: compare studies "
             "with rate_factor=0.5, rate_factor=2 and validation=5000 instead"
+        )
+    if isinstance(recipe, ImageRecipe) and recipe.ema and any(side.norm == "batch" for side in sides):
+        raise ValueError(
+            f"ema must be 0 with batch normalization, whose statistics are not those of averaged weights, got "
+            f"{recipe.ema:g}: leave it out of {recipe.name!r}, or compare --norm none"
         )
     reference = _baseline(sides, baseline, recipe)
     rates: Sequence[float | None] = [None] if tune else recipe.learning_rates
@@ -201,23 +207,6 @@ def make(
     return Plan(
         name or recipe.name, recipe, tuple(arms), comparisons, tuple(range(first_seed, first_seed + seeds)), tune
     )
-
-
-def _check_fit(recipe: AnyRecipe) -> None:
-    if isinstance(recipe, Recipe):
-        if data.is_folder(recipe.data):
-            raise ValueError(
-                f"data={recipe.data} is a folder of images, which {recipe.name!r} cannot train on, as its networks "
-                f"take the data set in memory: choose one of {', '.join(data.available())}"
-            )
-        return
-    stacks = STACKS[recipe.network]
-    for number, phase in enumerate(recipe.phases, 1):
-        if len(phase.dropout) != stacks:
-            raise ValueError(
-                f"phase {number} of {recipe.name!r} must have a dropout rate for each of the {stacks} stacks of "
-                f"{recipe.network}, got {len(phase.dropout)}: 0 where nothing is dropped"
-            )
 
 
 def _sides(recipe: AnyRecipe, activations: Sequence[str], norms: Sequence[str]) -> list[Side]:

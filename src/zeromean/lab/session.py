@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from zeromean.lab.train import OnEpoch, train
 
 if TYPE_CHECKING:
     from zeromean.lab.compare import Progress
+
+_SAME_REQUEST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,11 @@ def train_images(
         Stopped: SIGTERM came to this process or to one that it trains with.
     """
     board = Board(study.path) if session.tensorboard and session.share.writes else None
-    images = material(recipe, dataset, session.device, workers=session.decoding, share=session.share)
-    epochs, together = epochs_of(recipe, images.samples), session.at_once(recipe)
-    tell = progress.stage("final", epochs * len(runs))
     try:
         with sigterm() as asked:
+            images = material(recipe, dataset, session.device, workers=session.decoding, share=session.share)
+            epochs, together = epochs_of(recipe, images.samples), session.at_once(recipe)
+            tell = progress.stage("final", epochs * len(runs))
             for first in range(0, len(runs), together):
                 group = runs[first : first + together]
                 train(
@@ -137,12 +140,18 @@ def words(rows: Sequence[dict[str, Any]]) -> str:
 
 @contextmanager
 def sigterm() -> Iterator[Callable[[], bool]]:
-    """Gives what says whether SIGTERM has come; a second one ends the process at once."""
-    came: list[int] = []
+    """Gives what says whether SIGTERM has come; another one ends the process at once, if it is not the same request.
+
+    Whoever stops all processes of a job, as schedulers and service managers do, reaches those that we start or that
+    torchrun started twice: by itself, and by their parent, which passes on what it was told.
+    """
+    came: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        came.append(time.monotonic())
+        if came[-1] - came[0] > _SAME_REQUEST_SECONDS:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, handle)
     try:

@@ -1,15 +1,19 @@
 """The runs of a study on images, spread over several devices of one machine: a process for each.
 
 The processes share nothing but the study's folder, in which every run has a folder of its own; so a study that was
-trained on four GPUs continues on one, and the other way round.
+trained on four GPUs continues on one, and the other way round. They end with the process that started them, however it
+ends, as it alone keeps others out of the folder.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +76,16 @@ def spread(
             for worker in workers:
                 worker.terminate()
                 worker.join()
-    codes = [worker.exitcode for worker in workers]
-    if any(code not in (0, _STOPPED) for code in codes):
-        raise RuntimeError(f"the processes on {len(workers)} devices ended with the codes {codes}: see above")
-    if _STOPPED in codes:
-        raise Stopped
+        codes = [worker.exitcode for worker in workers]
+        if not all(_in_order(code, asked) for code in codes):
+            raise RuntimeError(f"the processes on {len(workers)} devices ended with the codes {codes}: see above")
+        if any(codes):
+            raise Stopped
+
+
+def _in_order(code: int | None, asked: Callable[[], bool]) -> bool:
+    """Whether a process goes on, is done or stopped as asked; one that had hardly begun is ended by the signal."""
+    return code in (None, 0, _STOPPED) or (code == -signal.SIGTERM and asked())
 
 
 def _parts(runs: Sequence[Run], count: int) -> list[Sequence[Run]]:
@@ -86,7 +95,7 @@ def _parts(runs: Sequence[Run], count: int) -> list[Sequence[Run]]:
     return [runs[first:last] for first, last in pairwise(bounds)]
 
 
-def _follow(workers: Sequence[Any], told: Any, progress: Progress, asked: Any) -> None:
+def _follow(workers: Sequence[Any], told: Any, progress: Progress, asked: Callable[[], bool]) -> None:
     """Pass on what the processes tell, as the sum over all of them, and a request to stop to each."""
     from queue import Empty
 
@@ -101,7 +110,7 @@ def _follow(workers: Sequence[Any], told: Any, progress: Progress, asked: Any) -
         try:
             index, what, value = told.get(timeout=_POLL_SECONDS)
         except Empty:
-            if any(worker.exitcode not in (None, 0, _STOPPED) for worker in workers):
+            if not all(_in_order(worker.exitcode, asked) for worker in workers):
                 return
             continue
         if what == "epochs":
@@ -136,8 +145,16 @@ def _work(
     if session.device.type == "cuda":
         torch.cuda.set_device(session.device)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     progress = Progress(say=lambda line: None, stage=stage, note=lambda text: told.put((index, "note", text)))
     try:
         train_images(recipe, runs, dataset, Study(path), session, progress)
     except Stopped:
         raise SystemExit(_STOPPED) from None
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)

@@ -98,6 +98,15 @@ def _write(path: Path, content: bytes, how: int, *, flush: bool = False) -> None
         os.close(descriptor)
 
 
+def _flush(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
@@ -161,14 +170,31 @@ class Study:
 
     def trim_metrics(self, run: Run, epochs: int) -> None:
         """Drop the rows of epochs that the checkpoint does not hold, and a line cut short by a kill."""
+        rows = self._rows(run, epochs)
+        write_whole(self.path / run.folder / "metrics.jsonl", "".join(line + "\n" for line in rows).encode())
+
+    def check_metrics(self, run: Run, epochs: int) -> None:
+        """Whether the first so many epochs are there, which a checkpoint holds.
+
+        Raises:
+            DamagedFileError: they are not, as after a loss of power.
+        """
+        self._rows(run, epochs)
+
+    def _rows(self, run: Run, epochs: int) -> list[str]:
+        """The lines of the first so many epochs."""
         file = self.path / run.folder / "metrics.jsonl"
-        lines = file.read_text().split("\n")[:epochs] if file.exists() else []
-        kept = [line for line in lines if line]
-        if len(kept) < epochs:
+        lines = file.read_bytes().split(b"\n")[:epochs] if file.exists() else []
+        try:
+            found = [json.loads(line.decode())["epoch"] for line in lines]
+        except (ValueError, KeyError, TypeError):
+            found = []
+        if found != list(range(1, epochs + 1)):
             raise DamagedFileError(
-                f"{file} holds {len(kept)} epochs, its checkpoint {epochs}: delete the study's checkpoint"
+                f"{file} does not hold the {epochs} epochs of the checkpoint: delete the checkpoint, and what it is "
+                "of starts again"
             )
-        write_whole(file, "".join(line + "\n" for line in kept).encode())
+        return [line.decode() for line in lines]
 
     def metrics(self, run: Run) -> list[dict[str, Any]]:
         """The rows so far, oldest first; none where the run has not begun."""
@@ -274,7 +300,9 @@ class Study:
         return self.path / f"checkpoint-{owner}.safetensors"
 
     def write_checkpoint(self, owner: Stage | Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Replace the checkpoint of a stage, or of a run that is trained alone."""
+        """Replace the checkpoint of a stage, or of a run that is trained alone, whose metrics reach the disk before."""
+        if isinstance(owner, Run):
+            _flush(self.path / owner.folder / "metrics.jsonl")
         write_whole(self._checkpoint(owner), _serialize(tensors, {"state": json.dumps(state)}))
 
     def read_checkpoint(self, owner: Stage | Run) -> Checkpoint | None:
@@ -292,7 +320,7 @@ class Study:
             with safe_open(file, framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
                 return tensors, json.loads(opened.metadata()["state"])
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DamagedFileError(
                 f"{file} is damaged ({error}): delete it; its unfinished runs start again"
             ) from error

@@ -129,7 +129,7 @@ def _resume(training: Training, study: Study) -> None:
     if checkpoint is not None:
         try:
             training.load(*checkpoint)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             file = study.path / training.run.folder / "checkpoint.safetensors"
             raise DamagedFileError(f"{file} does not fit ({error}): delete it, and the run starts again") from error
     if not training.share.writes:
@@ -297,7 +297,8 @@ class Training:
 
     def _blame(self, step: int) -> str:
         """The layer in which a step's numbers stopped being finite; nothing was changed since."""
-        update = self._update
+        update, phase = self._update, self.recipe.phase(step)
+        self.network.set_dropout(phase.dropout, everywhere=phase.everywhere)
         update.place.fill_(step % self._batches.steps)
         update.number.fill_(step)
         self._batches.ready(step % self._batches.steps)

@@ -58,7 +58,7 @@ class Update:
         overflows: steps that were void by themselves, in float16, int64 ``[]``.
 
     Raises:
-        ValueError: a process's part of a batch cannot be split into the recipe's parts.
+        ValueError: a process's part of a batch cannot be split as the recipe asks.
     """
 
     def __init__(
@@ -71,11 +71,7 @@ class Update:
         share: Share = ALONE,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if recipe.batch_size // share.processes % recipe.accumulate:
-            raise ValueError(
-                f"accumulate must divide each process's {recipe.batch_size // share.processes} images of a batch, got "
-                f"{recipe.accumulate}: change it or batch_size in the recipe {recipe.name!r}"
-            )
+        recipe.check_parts(share.processes)
         self.recipe, self.network, self.batches, self.share, self.dtype = recipe, network, batches, share, dtype
         device = next(network.parameters()).device
         rates = torch.tensor([recipe.rate(step) for step in range(recipe.steps)], dtype=torch.float32)
@@ -176,6 +172,9 @@ class Update:
         own = self.tensors()
         if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in tensors.items()}:
             different = sorted(own.keys() ^ tensors.keys()) or ["shapes"]
+            if "loss_scale" in different:
+                where = "on a GPU, in float16" if "loss_scale" in tensors else "not in float16, as on a CPU"
+                raise ValueError(f"it was begun {where}: continue it there, or start the run again")
             raise ValueError(f"tensors must be those of this recipe, got others ({different[0]}): start the run again")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])

@@ -123,7 +123,7 @@ class ImageRecipe:
         for field in ("batch_size", "accumulate", "probe_samples", "seeds"):
             _check(getattr(self, field) >= 1, self, field, "at least 1")
         for field in ("pad", "cutout", "mixup", "validation", "clip", "weight_decay"):
-            _check(getattr(self, field) >= 0, self, field, "0 or more")
+            _check(0 <= getattr(self, field) < math.inf, self, field, "0 or more, and finite")
         for field in ("momentum", "ema", "label_smoothing"):
             _check(0 <= getattr(self, field) < 1, self, field, "in [0, 1)")
         for field, allowed in _choices().items():
@@ -148,6 +148,12 @@ class ImageRecipe:
         _check(not (streamed and self.alternate_flip), self, "alternate_flip", f"false for the data {self.data!r}")
         fitting = f"{'pixel-mean' if streamed else 'gcn-zca or mean-std'} for the data {self.data!r}"
         _check((self.normalization == "pixel-mean") == streamed, self, "normalization", fitting)
+        idle = {"pad": f"the data {self.data!r}"} if streamed else dict.fromkeys(("resize", "crop"), f"{self.data!r}")
+        idle |= {"padding": self.network} if self.network == "elu15" else {}
+        for field, user in idle.items():
+            default = type(self).__dataclass_fields__[field].default
+            left = getattr(self, field) in (default, 0)
+            _check(left, self, field, f"left at {default} where {user} does not use it")
 
     @property
     def steps(self) -> int:
@@ -202,6 +208,24 @@ class ImageRecipe:
                 return phase
         return self.phases[-1]
 
+    def check_parts(self, processes: int) -> None:
+        """Whether the part of a batch that each of so many processes takes can be split as the recipe asks.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        own = self.batch_size // processes
+        if own % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide each process's {own} images of a batch, got {self.accumulate}: change it or "
+                f"batch_size in the recipe {self.name!r}"
+            )
+        if self.mixup and own % 2:
+            raise ValueError(
+                f"mixup mixes pairs of images, so that each process's part of a batch must be even, got {own}: change "
+                f"batch_size in the recipe {self.name!r}, or set mixup=0"
+            )
+
     def shortened(self, factor: float) -> ImageRecipe:
         """The same training in so many times its steps, at least one a phase; rates keep their place in it.
 
@@ -211,8 +235,9 @@ class ImageRecipe:
         if not 0 < factor < math.inf:
             raise ValueError(f"length must be a positive number, got {factor:g}: 0.1 trains a tenth of the steps")
         phases = tuple(replace(phase, steps=max(1, round(phase.steps * factor))) for phase in self.phases)
-        rates = {round(step * factor): rate for step, rate in self.rates}
-        return replace(self, phases=phases, rates=tuple(sorted(rates.items())))
+        # The first rate keeps its place, and of others that meet the last one holds.
+        rates = {max(1, round(step * factor)) if step else 0: rate for step, rate in self.rates}
+        return replace(self, phases=phases, rates=tuple(rates.items()))
 
 
 def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
@@ -248,6 +273,9 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
         raise ValueError(f"rate_factor must be a positive number, got {factor:g}: 2 doubles every learning rate")
     shortened = recipe.shortened(length)
     rates = tuple((step, rate * factor) for step, rate in shortened.rates)
+    highest = max(rate for phase in shortened.phases for rate in phase.dropout)
+    if not 0 <= dropout * highest < 1:
+        raise ValueError(f"dropout_factor must keep rates in [0, 1), got {dropout:g}: the highest one is {highest:g}")
     everywhere = changes.pop("everywhere", None)
     phases = tuple(
         replace(
