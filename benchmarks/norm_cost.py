@@ -91,6 +91,8 @@ class Steps:
     def take(self) -> None:
         """Queue a step."""
         if self.training.steps_left == 0:
+            if self.training.steps_done:
+                self.training.finish_epoch()
             self.training.begin_epoch()
         self.training.advance()
 

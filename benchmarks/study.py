@@ -52,10 +52,10 @@ class Lines:
     def stage(self, stage: Stage, epochs: int) -> OnEpoch:
         """Begin a stage."""
         started = time.monotonic()
-        marks: list[tuple[float, int]] = []
+        marks: list[tuple[float, float]] = []
         self.late = False
 
-        def on_epoch(epoch: int, runs: int) -> None:
+        def on_epoch(epoch: float, runs: int) -> None:
             now = time.monotonic()
             if epoch // max(1, epochs // 10) > (marks[-1][1] if marks else -1) // max(1, epochs // 10):
                 print(f"{stage}: epoch {epoch} of {epochs}, {runs} runs, {now - started:.0f} s", flush=True)

@@ -123,10 +123,10 @@ class Epochs:
     """Collects what a training tells after every epoch, and dies after one of them."""
 
     def __init__(self, dies_after: int | None = None) -> None:
-        self.seen: list[tuple[int, int]] = []
+        self.seen: list[tuple[float, int]] = []
         self._last = dies_after
 
-    def __call__(self, epoch: int, runs: int) -> None:
+    def __call__(self, epoch: float, runs: int) -> None:
         self.seen.append((epoch, runs))
         if epoch == self._last:
             raise KilledError

@@ -10,13 +10,17 @@ import torch
 from tests.lab.image_study import CPU, tiny_cifar
 
 from zeromean.lab.compare import open_study
+from zeromean.lab.data.imagenet import FolderDataset
+from zeromean.lab.data.images import ImageFolder, ImageSplit
 from zeromean.lab.fit import check_data
 from zeromean.lab.plan import make
 from zeromean.lab.recipes import RECIPES, find
 from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18
+from zeromean.lab.recipes.imagenet import imagenet_elu15
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.store import Study
 
+FOLDER = ImageFolder(("a", "b"), ImageSplit((), ()), ImageSplit((), ()))
 TWELVE = replace(cifar100_elu11(), batch_size=4)
 
 
@@ -87,3 +91,11 @@ def test_averaged_weights_have_no_statistics_of_their_own() -> None:
         averaged, r"ema must be 0 with batch normalization, .* got 0\.9: leave it out of 'cifar100-elu11', or compare"
     )
     assert make(averaged, ["elu"], norms=["none"], seeds=1).arms
+
+
+def test_a_crop_of_a_folder_that_is_too_small() -> None:
+    folder = FolderDataset("./photos", FOLDER, torch.arange(12) % 2, torch.arange(4) % 2, {})
+    small = replace(imagenet_elu15(), data="./photos", batch_size=4, crop=1)
+    with pytest.raises(ValueError, match=r"elu15 does not take images of 3x1x1, as crops of data=\./photos are"):
+        check_data(small, ["none"], folder, 1)
+    check_data(replace(small, crop=224), ["none"], folder, 1)

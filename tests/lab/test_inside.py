@@ -1,6 +1,7 @@
 """What a study leaves of its trained networks' insides: measured once, repaired, and nothing else changed."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +125,25 @@ def test_what_cannot_be_measured_is_said_and_costs_nothing_else(zeromean: Zerome
     assert "Its network was not measured." in page
 
 
+def test_a_damaged_file_of_a_damaged_network_does_not_keep_the_report_back(zeromean: Zeromean, tmp_path: Path) -> None:
+    zeromean(*WORDS)
+    study = tmp_path / "runs/study"
+    folder = study / "relu/seed-000"
+    cut(folder / "probe.json")
+    cut(folder / "model.safetensors")
+    damaged = (folder / "probe.json").read_bytes()
+    for name in ("summary.csv", "report.html"):
+        (study / name).unlink()
+    out = zeromean(*WORDS)
+    assert "it is set aside as probe.json.damaged and measured anew" in out
+    assert "the network of relu/seed-000 cannot be looked into, and the report leaves it out" in out
+    assert (folder / "probe.json.damaged").read_bytes() == damaged
+    assert (study / "summary.csv").exists()
+    assert "Its network was not measured." in (study / "report.html").read_text()
+    assert "set aside" not in zeromean(*WORDS)
+    assert "report.html" in zeromean("report", "runs/study")
+
+
 def test_the_first_seed_that_ended_well_stands_for_its_arm(study_folder: Callable[..., Study]) -> None:
     lost = (("elu", 0), ("elu", 1), *(("relu", seed) for seed in range(3)))
     summary = load_summary(study_folder(arms=("elu", "relu"), seeds=3, epochs=4, diverged=lost))
@@ -155,6 +175,25 @@ def test_a_short_study_on_images_is_measured_lightly(trained: Study) -> None:
     assert all("in evaluation mode" in layer.notes for layer in report.layers)
 
 
+def test_it_is_told_how_long_the_measuring_will_take(trained: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in trained.path.glob("*/*/probe.json"):
+        file.unlink()
+    monkeypatch.setattr(inside, "_QUIET_SECONDS", 0)
+    lines: list[str] = []
+    inside.look(planned(short(cifar100_elu11()), seeds=1), trained, tiny_cifar(), CPU, lines.append)
+    told = [re.fullmatch(r"looking inside the trained networks: (\d+)% done, \d+ s left", line) for line in lines[:-1]]
+    assert [one and one[1] for one in told] == ["25", "50", "75"]
+
+
+def test_natural_gradients_count_as_a_part_of_their_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inside, "_QUIET_SECONDS", 0)
+    lines: list[str] = []
+    pace = inside._Pace(2, lines.append)
+    pace.tell(0, "stack1.conv1", 0.0)
+    pace.tell(1, "stack1.conv1", 0.5)
+    assert [line.partition(",")[0] for line in lines] == ["looking inside the trained networks: 75% done"]
+
+
 def test_a_long_study_on_images_is_measured_in_full() -> None:
     assert inside._preset(planned(cifar100_elu11(), seeds=1)) == "full"
     assert inside._preset(planned(cifar100_elu11().shortened(0.01), seeds=1)) == "light"
@@ -168,7 +207,8 @@ def test_images_on_the_disk_are_left_out(trained: Study, monkeypatch: pytest.Mon
     images = FolderDataset.__new__(FolderDataset)
     inside.look(planned(short(cifar100_elu11()), seeds=1), trained, images, CPU, lines.append)
     assert len(lines) == 1
-    assert "does not look inside the networks" in lines[0]
+    assert "does not look inside the networks: the images of 'cifar100-elu11' are read from a folder while" in lines[0]
+    assert lines[0].endswith("never all in memory: call zm.probe in Python on a batch of them")
     assert not list(trained.path.glob("*/*/probe.json"))
 
 

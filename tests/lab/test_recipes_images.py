@@ -37,7 +37,7 @@ from zeromean.lab.recipes.images import ImageRecipe, Phase, override
         ("momentum", math.nan, "in [0, 1)"),
         ("network", "elu12", "one of elu11, elu18, elu15"),
         ("normalization", "zca", "one of gcn-zca, mean-std, pixel-mean"),
-        ("normalization", "pixel-mean", "gcn-zca or mean-std for the data 'cifar100'"),
+        ("normalization", "pixel-mean", "gcn-zca or mean-std for the data 'cifar100', which is no folder (one of that"),
         ("data", "imagenet", "pixel-mean for the data 'imagenet'"),
         ("data", "/data/photos", "pixel-mean for the data '/data/photos'"),
         ("crop", 257, "in [1, 256], which resize is"),
@@ -140,9 +140,9 @@ def test_shortened_to_nothing_has_a_step_a_phase() -> None:
     assert line.rates == ((0, 0.1), (1, 0.0)), "a rate of 0 from the start would train nothing"
 
 
-@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1e4, math.inf, math.nan])
 def test_a_length_that_is_not_positive_is_refused(factor: float) -> None:
-    with pytest.raises(ValueError, match="length must be a positive number, got "):
+    with pytest.raises(ValueError, match="length must be a positive number and at most 1000, got "):
         recipe().shortened(factor)
 
 
@@ -216,6 +216,13 @@ def test_dropout_stands_everywhere_or_nowhere_else_in_every_phase() -> None:
     assert override(cifar100_elu11(), ["everywhere=false"]) == cifar100_elu11()
     with pytest.raises(ValueError, match="everywhere must be true or false"):
         override(published, ["everywhere=1"])
+
+
+def test_a_field_is_overridden_once() -> None:
+    with pytest.raises(
+        ValueError, match="batch_size must be named once, got 'batch_size=60' too: leave one of them out"
+    ):
+        override(cifar100_elu18(), ["batch_size=50", "batch_size=60"])
 
 
 def test_dropout_factors_reach_every_phase_and_no_further_than_below_one() -> None:

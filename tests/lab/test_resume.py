@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,10 +107,10 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
         assert files == ["config.json", "metrics.jsonl", "model.safetensors", "result.json"], moments
 
 
-def test_sigterm_ends_the_epoch_with_a_checkpoint(tmp_path: Path) -> None:
+def test_sigterm_ends_the_training_with_a_checkpoint(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def terminate(epoch: int, runs: int) -> None:
+    def terminate(epoch: float, runs: int) -> None:
         if epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -126,17 +125,86 @@ def test_sigterm_ends_the_epoch_with_a_checkpoint(tmp_path: Path) -> None:
         signal.signal(signal.SIGTERM, before)
     checkpoint = cut.read_checkpoint(runs[0])
     assert checkpoint is not None
-    assert (checkpoint[1]["epoch"], checkpoint[1]["steps"]) == (2, 10)
+    assert (checkpoint[1]["epoch"], checkpoint[1]["steps"]) == (1, 5)
     assert not (cut.path / runs[1].folder).exists()
     train(recipe(), runs, material(), cut, device=CPU)
     assert [contents(cut, one) for one in runs] == [contents(whole, one) for one in runs]
+
+
+# Epochs of five steps; a phase begins within the second.
+WITHIN = {"phases": (Phase(7, DROPOUT), Phase(5, DROPOUT, everywhere=True)), "ema": 0.9}
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_training_stopped_before_any_step_continues_with_the_same_bits(tmp_path: Path, together: int) -> None:
+    chosen, runs, whole = recipe(**WITHIN), [run("eelu"), run("rrelu", norm="batch")], Study(tmp_path / "whole")
+    train(chosen, runs, material(), whole, device=CPU, together=together)
+    for stopped in range(1, 13):
+        cut, asked = Study(tmp_path / f"cut-{stopped}"), list[int]()
+
+        def stop(asked: list[int] = asked, stopped: int = stopped) -> bool:
+            asked.append(1)
+            return len(asked) == 2 + stopped
+
+        with pytest.raises(Stopped):
+            train(chosen, runs, material(), cut, device=CPU, together=together, stop=stop)
+        _, state = cut.read_checkpoint(runs[0]) or ({}, {})
+        assert state["epoch"] == len(cut.metrics(runs[0])) == state["steps"] // 5
+        train(chosen, runs, material(), cut, device=CPU, together=together)
+        assert [contents(cut, one) for one in runs] == [contents(whole, one) for one in runs], stopped
+
+
+def test_a_long_epoch_has_checkpoints_and_tells_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, one = recipe(**WITHIN), run("eelu")
+    whole, cut, told = Study(tmp_path / "whole"), Study(tmp_path / "cut"), list[float]()
+    train(chosen, [one], material(), whole, device=CPU)
+    clock = iter(range(10**6))
+    monkeypatch.setattr("zeromean.lab.pauses.time", SimpleNamespace(monotonic=lambda: 3.0 * next(clock)))
+
+    def killed() -> bool:
+        if len(told) > 3:
+            raise KilledError
+        return False
+
+    def tell(epoch: float, runs: int) -> None:
+        told.append(epoch)
+
+    with pytest.raises(KilledError):
+        train(chosen, [one], material(), cut, device=CPU, checkpoint_seconds=5, on_epoch=tell, stop=killed)
+    assert told == sorted(told)
+    assert 0.2 <= told[1] < 1, "within the first epoch"
+    _, state = cut.read_checkpoint(one) or ({}, {})
+    assert state["steps"] % 5
+    monkeypatch.undo()
+    train(chosen, [one], material(), cut, device=CPU)
+    assert contents(cut, one) == contents(whole, one)
+
+
+def test_a_training_killed_while_it_is_judged_is_judged_again_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut, epochs = Study(tmp_path / "whole"), Study(tmp_path / "cut"), Epochs()
+    train(recipe(), [run()], material(), whole, device=CPU)
+
+    def broken(training: Training) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_test", broken)
+        with pytest.raises(KilledError):
+            train(recipe(), [run()], material(), cut, device=CPU)
+    assert cut.result(run()) is None
+    train(recipe(), [run()], material(), cut, device=CPU, on_epoch=epochs)
+    assert epochs.seen == [(3, 1)]
+    assert contents(cut, run()) == contents(whole, run())
+    assert cut.read_checkpoint(run()) is None
 
 
 def test_no_run_begins_once_the_training_was_asked_to_stop(tmp_path: Path) -> None:
     study, epochs, runs = Study(tmp_path), Epochs(), [run(), run("relu")]
 
     def stop() -> bool:
-        return len(epochs.seen) >= 3
+        return len(epochs.seen) >= 4
 
     with pytest.raises(Stopped):
         train(recipe(), runs, material(), study, device=CPU, on_epoch=epochs, stop=stop)
@@ -165,11 +233,11 @@ def test_a_run_that_is_behind_catches_up(tmp_path: Path) -> None:
     assert [contents(study, one) for one in runs] == [contents(whole, one) for one in runs]
 
 
-@pytest.mark.parametrize(("cost", "written"), [(0.0, list(range(3, 24, 2))), (0.25, [3, 16])])
+@pytest.mark.parametrize(("cost", "written"), [(0.0, list(range(2, 25, 2))), (0.25, [2, 15, 24])])
 def test_checkpoints_take_a_fiftieth_of_the_time_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: float, written: list[int]
 ) -> None:
-    clock, epochs = [0.0], list[int]()
+    clock, epochs, told = [0.0], list[int](), [0.0]
     write = Study.write_checkpoint
 
     def slow_write(study: Study, owner: Any, tensors: Any, facts: Any) -> None:
@@ -177,11 +245,11 @@ def test_checkpoints_take_a_fiftieth_of_the_time_at_most(
         epochs.append(facts["epoch"])
         write(study, owner, tensors, facts)
 
-    def tick(epoch: int, runs: int) -> None:
-        clock[0] += epoch > 0  # an epoch a second
+    def tick(epoch: float, runs: int) -> None:
+        clock[0] += epoch > told[-1]  # an epoch a second
+        told.append(epoch)
 
-    fake = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr("zeromean.lab.train.time", fake)
+    monkeypatch.setattr("zeromean.lab.pauses.time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(Study, "write_checkpoint", slow_write)
     long = recipe(phases=(Phase(120, NO_DROPOUT),))
     train(long, [run()], material(), Study(tmp_path), device=CPU, checkpoint_seconds=1.5, on_epoch=tick)

@@ -25,7 +25,7 @@ from zeromean.lab.cli import main
 from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18, cifar100_elu18_fast
 from zeromean.lab.recipes.imagenet import imagenet_elu15
 from zeromean.lab.recipes.images import ImageRecipe
-from zeromean.lab.session import Session, sigterm, train_images, words
+from zeromean.lab.session import Session, _mean, sigterm, train_images, words
 from zeromean.lab.sharing import Share
 from zeromean.lab.store import Run, Study
 from zeromean.lab.train import Stopped
@@ -176,7 +176,7 @@ class Told:
     """Everything that a study told."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[int, int]] = []
+        self.steps: list[tuple[float, int]] = []
         self.notes: list[str] = []
         self.total = 0
 
@@ -184,7 +184,7 @@ class Told:
     def progress(self) -> compare.Progress:
         return compare.Progress(say=lambda line: None, stage=self._stage, note=self.notes.append)
 
-    def _stage(self, stage: str, epochs: int) -> Callable[[int, int], None]:
+    def _stage(self, stage: str, epochs: int) -> Callable[[float, int], None]:
         self.total = epochs
         return lambda epoch, runs: self.steps.append((epoch, runs))
 
@@ -204,13 +204,13 @@ def test_a_stop_in_one_group_ends_the_session_with_a_checkpoint(tmp_path: Path) 
     recipe, study = short(cifar100_elu11()), Study(tmp_path)
     run = planned(recipe, seeds=1).runs({})[0]
 
-    def stage(stage: str, epochs: int) -> Callable[[int, int], None]:
+    def stage(stage: str, epochs: int) -> Callable[[float, int], None]:
         return lambda epoch, runs: os.kill(os.getpid(), signal.SIGTERM) if epoch == 1 else None
 
     with pytest.raises(Stopped):
         train_images(recipe, [run], tiny_cifar(), study, Session(CPU), compare.Progress(stage=stage))
-    assert len(study.metrics(run)) == 2
-    assert study.read_checkpoint(run) is not None
+    assert len(study.metrics(run)) == 1
+    assert (study.read_checkpoint(run) or ({}, {}))[1]["steps"] == 3
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -247,8 +247,8 @@ def test_metrics_that_do_not_carry_the_checkpoint_are_told_and_the_run_begins_an
     study, (run, other), told = Study(tmp_path), plan.runs({}), list[str]()
     assert isinstance(plan.recipe, ImageRecipe)
 
-    def killed(name: str, epochs: int) -> Callable[[int, int], None]:
-        def on_epoch(epoch: int, runs: int) -> None:
+    def killed(name: str, epochs: int) -> Callable[[float, int], None]:
+        def on_epoch(epoch: float, runs: int) -> None:
             if epoch == 2:
                 raise InterruptedError
 
@@ -265,6 +265,18 @@ def test_metrics_that_do_not_carry_the_checkpoint_are_told_and_the_run_begins_an
     assert ["does not hold the 2 epochs of the checkpoint" in line for line in told] == [True]
     assert study.pending([run, other]) == []
     assert len(study.metrics(run)) == 3
+
+
+def test_the_mean_of_a_folder_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [0.0], list[str]()
+    monkeypatch.setattr("zeromean.lab.session.time.monotonic", lambda: now[0])
+    tell = _mean(replace(compare.SILENT, say=told.append))
+    for now[0], done in ((6.0, 1000), (12.0, 2000), (18.0, 3000), (24.0, 4000)):
+        tell(done, 10_000)
+    assert told == [
+        "mean of the training images: 2,000 of 10,000 read, 48 s left",
+        "mean of the training images: 4,000 of 10,000 read, 36 s left",
+    ]
 
 
 def test_a_finished_run_keeps_no_checkpoint(tmp_path: Path) -> None:

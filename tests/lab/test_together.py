@@ -94,7 +94,7 @@ def test_a_killed_training_continues_to_the_same_numbers(tmp_path: Path, killed_
     class KilledError(Exception):
         pass
 
-    def kill(epoch: int, runs: int) -> None:
+    def kill(epoch: float, runs: int) -> None:
         if epoch == killed_after:
             raise KilledError
 
@@ -102,7 +102,7 @@ def test_a_killed_training_continues_to_the_same_numbers(tmp_path: Path, killed_
     train(recipe(), RUNS, splits(), whole, device=CPU)
     with pytest.raises(KilledError):
         train(recipe(), RUNS, splits(), cut, device=CPU, on_epoch=kill)
-    seen: list[int] = []
+    seen: list[float] = []
     train(recipe(), RUNS, splits(), cut, device=CPU, on_epoch=lambda epoch, runs: seen.append(epoch))
     assert seen[0] == killed_after
     assert results(cut, RUNS) == results(whole, RUNS)

@@ -6,6 +6,7 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from zeromean.lab.compare import run as run_study
 from zeromean.lab.data import AnyDataset
 from zeromean.lab.plan import Plan, make
 from zeromean.lab.recipes import ImageRecipe, find, override
-from zeromean.lab.session import Session
+from zeromean.lab.session import Session, stopped_by_sigterm
 from zeromean.lab.sharing import launched
 from zeromean.lab.store import Study
 from zeromean.lab.train import Stopped
@@ -253,12 +254,12 @@ def probe(
 
     Args:
         target: a recipe, or module:function of your own, found from this folder, which returns a torch.nn.Module.
-        data: see zeromean data; the recipe's own, or digits, if not given.
+        data: one that zeromean data lists, but no folder of images; the recipe's own, or digits, if not given.
         activation: of a recipe's network, such as relu or leaky_relu:0.1; the recipe's first if not given.
         norm: none or batch; of a convolutional recipe's network.
         preset: full, or light without natural gradients.
         layers: names or globs such as encoder.*; all Linear and Conv layers and activations if none is named.
-        samples: of the probe batch.
+        samples: of the probe batch; not more than there are training images.
         steps: of plain gradient descent while it is probed; 0 probes the network as it is built.
         every: steps between two measurements.
         flat: give your model vectors instead of images.
@@ -268,11 +269,10 @@ def probe(
     from zeromean.lab import probing
     from zeromean.lab.progress import LayerBar
 
-    chosen = probing.subject(target, data, activation, _device(device), flat=flat, norm=norm)
+    probing.check_output(output)
+    chosen = probing.subject(target, data, activation, _device(device), flat=flat, norm=norm, samples=samples)
     with LayerBar(_console) as bar:
-        found = probing.run(
-            chosen, preset=preset, layers=layers, samples=samples, steps=steps, every=every, on_layer=bar.on_layer
-        )
+        found = probing.run(chosen, preset=preset, layers=layers, steps=steps, every=every, on_layer=bar.on_layer)
     _console.print(chosen.title, style="bold")
     _console.print(found)
     written = probing.write(found, output)
@@ -298,7 +298,7 @@ def _execute(
         raise ValueError(f"gpus must be 1 with --device cpu, got {gpus}: leave one of them out")
     _check_workers(plan, workers, gpus, is_folder(plan.recipe.data))
     study = study_at(runs, plan.study)
-    with launched(_device(device_name)) as (share, device):
+    with stopped_by_sigterm(), launched(_device(device_name)) as (share, device):
         if share.processes > 1 and not isinstance(plan.recipe, ImageRecipe):
             raise ValueError(f"torchrun cannot speed up {plan.recipe.name!r}: start it without, in one process")
         _console.quiet = not share.writes
@@ -322,6 +322,10 @@ def _check_options(plan: Plan, checkpoint_every: int, together: int | None, tens
     if isinstance(plan.recipe, ImageRecipe):
         if checkpoint_every != 1:
             raise ValueError(f"--checkpoint-every is not for {plan.recipe.name!r}, which writes a checkpoint a minute")
+        if tensorboard and find_spec("tensorboard") is None:
+            raise ValueError(
+                "--tensorboard needs the package tensorboard, which is not here: pip install 'zeromean[tensorboard]'"
+            )
     elif together is not None or tensorboard or gpus > 1:
         option = "--together" if together is not None else "--tensorboard" if tensorboard else "--gpus"
         raise ValueError(f"{option} is not for {plan.recipe.name!r}, whose runs are trained as one: leave it out")
@@ -418,7 +422,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _console.print("\nStopped; the same command continues. Only what came after the last checkpoint is lost.")
         sys.exit(130)
     except Stopped:
-        _console.print("Stopped by SIGTERM, with a checkpoint: the same command continues from it.", soft_wrap=True)
+        _console.print("Stopped by SIGTERM: the same command continues from where it stopped.", soft_wrap=True)
         sys.exit(143)
     except ValueError as error:
         _fail(str(error))

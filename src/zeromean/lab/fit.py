@@ -78,7 +78,9 @@ def _check_images(recipe: ImageRecipe, shape: tuple[int, ...], classes: int) -> 
             sound = False
     if not sound:
         told = "x".join(map(str, shape))
+        crop = data.is_folder(recipe.data)
+        remedy = "make crop larger, such as 224" if crop else "choose other data for it, such as cifar100"
         raise ValueError(
-            f"{recipe.network} does not take images of {told}, as those of data={recipe.data} are: choose other data "
-            "for it, such as cifar100"
+            f"{recipe.network} does not take images of {told}, as {'crops' if crop else 'those'} of data={recipe.data} "
+            f"are: {remedy}"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,7 @@ def material(
     *,
     workers: int = 0,
     share: Share = ALONE,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> AnyMaterial:
     """Split a data set, and normalise it by its training part.
 
@@ -82,12 +83,13 @@ def material(
         device: where to train.
         workers: processes that decode the images of a folder.
         share: this process's part of the pass over a folder that finds its mean image.
+        tell: called during that pass with the images that are done and those of all.
 
     Raises:
         ValueError: the validation split leaves a class without images, or an image cannot be read.
     """
     if isinstance(dataset, FolderDataset):
-        return streamed_material(recipe, dataset, device, workers=workers, share=share)
+        return streamed_material(recipe, dataset, device, workers=workers, share=share, tell=tell)
     return _resident(recipe, dataset, device)
 
 

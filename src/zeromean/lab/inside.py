@@ -18,11 +18,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from zeromean.diagnostics import Report, probe
+from zeromean.diagnostics.fisher import OnLayer
 from zeromean.diagnostics.watch import Preset
 from zeromean.lab.data import AnyDataset
 from zeromean.lab.plan import Plan
@@ -37,6 +40,7 @@ from zeromean.lab.together import Samples
 SAMPLES = 500
 _PRICE = SAMPLES * 100 * 2 / 3 + 4096 * 66
 _MOST_OF_TRAINING = 0.1
+_QUIET_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,20 @@ def examined(arm: Arm) -> Run | None:
 def look(plan: Plan, study: Study, dataset: AnyDataset, device: torch.device, say: Callable[[str], None]) -> None:
     """Measure a network of every arm that has no sound ``probe.json``, and leave the study's other files alone.
 
-    Where a network cannot be measured, that is said and the others are; the study's results do not depend on it.
+    A file that cannot be trusted is set aside, so that the report comes about without it. Where a network cannot be
+    measured, that is said and the others are; the study's results do not depend on it.
 
     Args:
         plan: of the study.
         study: trained, with its plan written.
         dataset: of the recipe.
         device: where to measure.
-        say: told of damaged files, of what cannot be measured, and how long it took.
+        say: told of damaged files, of what cannot be measured, how far it is, and how long it took.
     """
     runs = [run for arm in load_summary(study).arms if (run := examined(arm)) and not _known(study, run, say)]
     if not runs:
         return
-    started = time.perf_counter()
+    pace = _Pace(len(runs), say)
     try:
         samples = training_samples(plan.recipe, dataset, device)
     except ValueError as error:
@@ -86,27 +91,56 @@ def look(plan: Plan, study: Study, dataset: AnyDataset, device: torch.device, sa
         return
     batch = samples.take(draw(len(samples), SAMPLES, torch.Generator().manual_seed(0)).to(device))
     done = 0
-    for run in runs:
+    for place, run in enumerate(runs):
+        pace.tell(place)
         try:
             trained = network(plan.recipe, run, samples, dataset)
             trained.load_state_dict(study.weights(run))
-            _examine(trained.to(device).eval(), run, batch, _preset(plan), study)
+            _examine(trained.to(device).eval(), run, batch, _preset(plan), study, partial(pace.tell, place))
             done += 1
         except (ValueError, RuntimeError, MemoryError) as error:
             say(f"the network of {run.folder} cannot be looked into, and the report leaves it out: {error}")
-    say(f"looked inside {done} trained network{'' if done == 1 else 's'}: {_time(started)}")
+    say(f"looked inside {done} trained network{'' if done == 1 else 's'}: {duration(max(1.0, pace.spent))}")
 
 
-def _time(started: float) -> str:
-    return duration(max(1.0, time.perf_counter() - started))
+class _Pace:
+    """Says every half minute how much is done, and how long the rest will take.
+
+    Args:
+        networks: to be measured.
+        say: told.
+    """
+
+    def __init__(self, networks: int, say: Callable[[str], None]) -> None:
+        self._networks, self._say = networks, say
+        self._started = self._spoken = time.perf_counter()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._started
+
+    def tell(self, networks: int, layer: str = "", share: float = 0.0) -> None:
+        """So many networks are done, and of the next one that share of the natural gradients."""
+        now, done = time.perf_counter(), (networks + share) / self._networks
+        if done and now - self._spoken >= _QUIET_SECONDS:
+            self._spoken = now
+            left = duration(max(1.0, self.spent / done * (1 - done)))
+            self._say(f"looking inside the trained networks: {done:.0%} done, {left} left")
 
 
 def _known(study: Study, run: Run, say: Callable[[str], None]) -> bool:
     try:
         return _read(study, run) is not None
     except DamagedFileError as error:
-        say(f"{error}; it is measured anew")
+        file = _file(study, run)
+        aside = file.replace(file.with_name("probe.json.damaged"))
+        say(f"{error}; it is set aside as {aside.name} and measured anew")
         return False
+
+
+def _file(study: Study, run: Run) -> Path:
+    return study.path / run.folder / "probe.json"
 
 
 def _preset(plan: Plan) -> Preset:
@@ -117,8 +151,8 @@ def _preset(plan: Plan) -> Preset:
     return "full" if _MOST_OF_TRAINING * trained_on >= _PRICE else "light"
 
 
-def _examine(trained: nn.Module, run: Run, batch: Samples, preset: Preset, study: Study) -> None:
-    found = probe.measure(trained, batch.inputs, batch.targets, preset)
+def _examine(trained: nn.Module, run: Run, batch: Samples, preset: Preset, study: Study, on_layer: OnLayer) -> None:
+    found = probe.measure(trained, batch.inputs, batch.targets, preset, on_layer=on_layer)
     layers = tuple(replace(layer, of_units={"mean": layer.of_units["mean"]}) for layer in found.layers)
     study.write_probe(run, {**json.loads(replace(found, layers=layers).to_json()), "samples": len(batch)})
 
@@ -140,5 +174,5 @@ def _read(study: Study, run: Run) -> Inside | None:
     try:
         return Inside(run.seed, content["samples"], Report.from_json(json.dumps(content)))
     except (ValueError, KeyError, TypeError) as error:
-        file = study.path / run.folder / "probe.json"
+        file = _file(study, run)
         raise DamagedFileError(f"{file} cannot be read ({error}): run the study again, or delete the file") from error

@@ -9,10 +9,12 @@ run of the recipe.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import cast
 
 import torch
@@ -23,11 +25,12 @@ from zeromean.diagnostics.fisher import OnLayer
 from zeromean.diagnostics.shield import default_loss
 from zeromean.diagnostics.watch import Preset
 from zeromean.lab.activation import parse
-from zeromean.lab.data import AnyDataset, Dataset, FolderDataset, as_vectors, load
+from zeromean.lab.data import AnyDataset, Dataset, FolderDataset, as_vectors, available, is_folder, load
+from zeromean.lab.fit import check_data
 from zeromean.lab.images import Material, material
 from zeromean.lab.nets import mlp
-from zeromean.lab.plan import splits
-from zeromean.lab.recipes import RECIPES, AnyRecipe, ImageRecipe, find
+from zeromean.lab.plan import make, splits
+from zeromean.lab.recipes import RECIPES, AnyRecipe, ImageRecipe, find, override
 from zeromean.lab.store import Run
 from zeromean.lab.together import Samples
 from zeromean.lab.train import build
@@ -47,6 +50,7 @@ class Subject:
         targets: class indices, or numbers of the model's output.
         batch_size: of a training step.
         learning_rate: of plain stochastic gradient descent.
+        samples: of the probe batch, drawn with seed 0 from the images.
     """
 
     title: str
@@ -55,10 +59,18 @@ class Subject:
     targets: Tensor
     batch_size: int = 64
     learning_rate: float = 0.01
+    samples: int = 500
 
 
 def subject(
-    target: str, data: str, activation: str | None, device: torch.device, *, flat: bool, norm: str = "none"
+    target: str,
+    data: str,
+    activation: str | None,
+    device: torch.device,
+    *,
+    flat: bool,
+    norm: str = "none",
+    samples: int = 500,
 ) -> Subject:
     """A model and what to probe it with.
 
@@ -69,18 +81,37 @@ def subject(
         device: of everything.
         flat: whether a model of the user's own takes vectors.
         norm: of a convolutional recipe's network.
+        samples: of the probe batch.
 
     Raises:
-        ValueError: If there is no such recipe, module, function or data set, or the function makes no module.
+        ValueError: If there is no such recipe, module, function or data set, the function makes no module, the data are
+            a folder of images, of another shape than the recipe's network takes or fewer than the samples, or an option
+            is not for the target.
     """
+    if is_folder(data):
+        raise ValueError(
+            f"data={data} is a folder of images, which zeromean probe does not read: choose one of "
+            f"{', '.join(available())}, or call zm.probe in Python on a batch of your own"
+        )
     if ":" not in target:
-        return _of_recipe(target, data, activation, norm, device)
-    if activation is not None:
-        raise ValueError(f"activation is for recipes, got {activation!r} for {target!r}: let its function choose")
+        return _of_recipe(target, data, activation, norm, samples, device)
+    for option, value in (("activation", activation), ("norm", None if norm == "none" else norm)):
+        if value is not None:
+            raise ValueError(f"{option} is for recipes, got {value!r} for {target!r}: let its function choose")
     dataset = load(data or "digits")
+    _check_samples(samples, len(dataset.train_labels), dataset.name)
     images = as_vectors(dataset)[0] if flat else dataset.train_images.float().div_(dataset.pixel_max)
     model = made_by(target).to(device)
-    return Subject(f"{target} on {dataset.name}", model, images.to(device), dataset.train_labels.to(device))
+    labels = dataset.train_labels.to(device)
+    return Subject(f"{target} on {dataset.name}", model, images.to(device), labels, samples=samples)
+
+
+def _check_samples(samples: int, count: int, data: str) -> None:
+    if not 2 <= samples <= count:
+        raise ValueError(
+            f"samples must be at least 2 and at most {count}, as {data} has that many training images, got {samples}: "
+            "500 is the default"
+        )
 
 
 def made_by(target: str) -> nn.Module:
@@ -109,17 +140,26 @@ def made_by(target: str) -> nn.Module:
     return model
 
 
-def _of_recipe(name: str, data: str, activation: str | None, norm: str, device: torch.device) -> Subject:
+def _of_recipe(name: str, data: str, activation: str | None, norm: str, samples: int, device: torch.device) -> Subject:
     if name not in RECIPES:
         raise ValueError(f"{name!r} is no recipe: {nearest(name, RECIPES)}, or my_module:build for a model of your own")
-    recipe = find(name)
-    dataset = load(data or recipe.data)
-    chosen = activation or recipe.activations[0]
-    title = f"{recipe.title}, {parse(chosen).label}"
-    run = Run("probe", chosen, _first_rate(recipe), 0, norm=norm)
-    samples = training_samples(recipe, dataset, device)
-    model = network(recipe, run, samples, dataset).to(device)
-    return Subject(title, model, samples.inputs, samples.targets, recipe.batch_size, run.learning_rate)
+    published = find(name)
+    if is_folder(published.data):
+        raise ValueError(
+            f"{name!r} is for a folder of images, data={published.data}, which zeromean probe does not read: probe "
+            "another recipe, or call zm.probe in Python on a batch of your own"
+        )
+    recipe = override(published, [f"data={data}"] if data else [])
+    arm = make(recipe, [activation or recipe.activations[0]], norms=[norm], seeds=1).arms[0]
+    run = Run("probe", arm.activation, _first_rate(recipe), 0, norm=arm.norm)
+    dataset = load(recipe.data)
+    if isinstance(recipe, ImageRecipe):
+        check_data(recipe, [norm], dataset, 1)
+    _check_samples(samples, len(dataset.train_labels) - recipe.validation, dataset.name)
+    known = training_samples(recipe, dataset, device)
+    model = network(recipe, run, known, dataset).to(device)
+    title, rate = f"{recipe.title}, {arm.label}", run.learning_rate
+    return Subject(title, model, known.inputs, known.targets, recipe.batch_size, rate, samples)
 
 
 def _first_rate(recipe: AnyRecipe) -> float:
@@ -130,12 +170,13 @@ def training_samples(recipe: AnyRecipe, dataset: AnyDataset, device: torch.devic
     """All samples that the recipe's networks learn from, as they take them.
 
     Raises:
-        ValueError: If they do not fit into memory.
+        ValueError: If they lie in a folder and are never all in memory.
     """
     if isinstance(recipe, ImageRecipe):
         if isinstance(dataset, FolderDataset):
             raise ValueError(
-                f"the images of {recipe.name!r} are read while it trains, got too many to hold: probe my_module:build"
+                f"the images of {recipe.name!r} are read from a folder while it trains and are never all in memory: "
+                "call zm.probe in Python on a batch of them"
             )
         found = material(recipe, dataset, device)
         assert isinstance(found, Material)
@@ -159,7 +200,6 @@ def run(
     *,
     preset: str = "full",
     layers: Sequence[str] = (),
-    samples: int = 500,
     steps: int = 0,
     every: int = 10,
     on_layer: OnLayer | None = None,
@@ -170,26 +210,39 @@ def run(
         chosen: from `subject`.
         preset: ``light`` or ``full``.
         layers: names or globs; all that can be read if empty.
-        samples: of the probe batch, drawn with seed 0 from the training set.
         steps: of plain stochastic gradient descent; 0 only probes.
         every: steps between two measurements.
         on_layer: see `zeromean.probe`.
 
     Raises:
-        ValueError: If samples or steps make no sense, or as `zeromean.probe`.
+        ValueError: If steps make no sense, memory runs out, or as `zeromean.probe`.
     """
-    if samples < 2 or steps < 0 or every < 1:
-        raise ValueError(f"samples must be at least 2, steps 0 and every 1, got {samples}, {steps} and {every}")
+    if steps < 0 or every < 1:
+        raise ValueError(f"steps must be at least 0 and every 1, got {steps} and {every}: 0 steps only probe")
+    try:
+        return _run(chosen, cast(Preset, preset), list(layers) or None, steps, every, on_layer)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        lighter = " or choose --preset light" if preset == "full" else ""
+        raise ValueError(
+            f"out of memory ({error}): name fewer --samples than {chosen.samples}{lighter}, or make the network smaller"
+        ) from error
+
+
+def _run(
+    chosen: Subject, preset: Preset, layers: list[str] | None, steps: int, every: int, on_layer: OnLayer | None
+) -> Report:
     generator = torch.Generator().manual_seed(0)
-    picked = draw(len(chosen.images), samples, generator).to(chosen.images.device)
-    batch, targets, wanted = chosen.images[picked], chosen.targets[picked], list(layers) or None
+    picked = draw(len(chosen.images), chosen.samples, generator).to(chosen.images.device)
+    batch, targets = chosen.images[picked], chosen.targets[picked]
     if steps == 0:
-        return probe.measure(chosen.model, batch, targets, cast(Preset, preset), wanted, on_layer=on_layer)
+        return probe.measure(chosen.model, batch, targets, preset, layers, on_layer=on_layer)
 
     def due(step: int) -> bool:
         return step % every == 0 or step == steps
 
-    p = probe(chosen.model, cast(Preset, preset), wanted, due, inputs=batch, targets=targets, on_layer=on_layer)
+    p = probe(chosen.model, preset, layers, due, inputs=batch, targets=targets, on_layer=on_layer)
     with p:
         _train(chosen, steps, generator)
     return p.report()
@@ -210,6 +263,25 @@ def _train(chosen: Subject, steps: int, generator: torch.Generator) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+
+def check_output(folder: Path) -> None:
+    """Whether a report can be written into a folder, which need not exist yet; nothing is left behind.
+
+    Raises:
+        ValueError: If a file is in its place or above it, or it cannot be written to.
+    """
+    there = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise ValueError(f"output must be a folder, old or new, got {folder}, where {there} is none: name another one")
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"output must be a folder that can be written to, got {folder} ({error.strerror}): name another one, or "
+            f"change the permissions of {there}"
+        ) from error
 
 
 def write(report: Report, folder: Path) -> list[Path]:

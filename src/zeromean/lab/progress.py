@@ -70,7 +70,7 @@ class Bar:
         task = self._bar.add_task("tuning" if stage == "tuning" else "training", total=epochs, rate="")
         clock = _Clock()
 
-        def on_epoch(epoch: int, runs: int) -> None:
+        def on_epoch(epoch: float, runs: int) -> None:
             if self._interrupted:
                 raise KeyboardInterrupt
             pace = clock.rate(epoch, runs)
@@ -78,7 +78,8 @@ class Bar:
             rate = ", ".join(part for part in (together, self._noted or pace) if part)
             self._bar.update(task, completed=epoch, rate=rate)
             if not self._console.is_terminal and clock.due(epoch, epochs):
-                self._say(f"{stage}: epoch {epoch} of {epochs}, {rate}{clock.left(epoch, epochs)}")
+                place = f"{epoch:.0f}" if epoch == int(epoch) else f"{epoch:.2f}"
+                self._say(f"{stage}: epoch {place} of {epochs}, {rate}{clock.left(epoch, epochs)}")
 
         return on_epoch
 
@@ -127,9 +128,9 @@ class _Clock:
 
     def __init__(self) -> None:
         self.started = self.spoken = time.monotonic()
-        self.first: int | None = None
+        self.first: float | None = None
 
-    def rate(self, epoch: int, runs: int) -> str:
+    def rate(self, epoch: float, runs: int) -> str:
         if self.first is None:
             self.started, self.first = time.monotonic(), epoch
         done, spent = epoch - self.first, time.monotonic() - self.started

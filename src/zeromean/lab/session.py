@@ -18,15 +18,17 @@ from zeromean.lab.data import AnyDataset
 from zeromean.lab.images import material
 from zeromean.lab.plan import epochs_of
 from zeromean.lab.recipes.images import ImageRecipe
+from zeromean.lab.schedule import duration
 from zeromean.lab.sharing import ALONE, Share
 from zeromean.lab.store import Run, Study
 from zeromean.lab.tensorboard import Board
-from zeromean.lab.train import OnEpoch, train
+from zeromean.lab.train import OnEpoch, Stopped, train
 
 if TYPE_CHECKING:
     from zeromean.lab.compare import Progress
 
 _SAME_REQUEST_SECONDS = 5.0
+_QUIET_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Session:
 def train_images(
     recipe: ImageRecipe, runs: Sequence[Run], dataset: AnyDataset, study: Study, session: Session, progress: Progress
 ) -> None:
-    """Train the runs, a group after the other; on SIGTERM end after the epoch, with a checkpoint.
+    """Train the runs, a group after the other; on SIGTERM end after the step, with a checkpoint.
 
     Raises:
         DamagedFileError: a result or a checkpoint cannot be read.
@@ -82,10 +84,12 @@ def train_images(
     """
     board = Board(study.path) if session.tensorboard and session.share.writes else None
     try:
+        images = material(
+            recipe, dataset, session.device, workers=session.decoding, share=session.share, tell=_mean(progress)
+        )
+        epochs, together = epochs_of(recipe, images.samples), session.at_once(recipe)
+        tell = progress.stage("final", epochs * len(runs))
         with sigterm() as asked:
-            images = material(recipe, dataset, session.device, workers=session.decoding, share=session.share)
-            epochs, together = epochs_of(recipe, images.samples), session.at_once(recipe)
-            tell = progress.stage("final", epochs * len(runs))
             for first in range(0, len(runs), together):
                 group = runs[first : first + together]
                 train(
@@ -106,12 +110,26 @@ def train_images(
             board.close()
 
 
+def _mean(progress: Progress) -> Callable[[int, int], None]:
+    """Tells now and then how far the mean of all training images is."""
+    began = told = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal told
+        if (now := time.monotonic()) - told > _QUIET_SECONDS:
+            told = now
+            left = duration((now - began) / done * (of - done))
+            progress.say(f"mean of the training images: {done:,} of {of:,} read, {left} left")
+
+    return tell
+
+
 def _follow(
     study: Study, group: Sequence[Run], before: int, tell: OnEpoch, note: Callable[[str], None], board: Board | None
 ) -> OnEpoch:
     """Tell of a group in epochs of all runs, the earlier groups' included, with the last row of each of its runs."""
 
-    def on_epoch(epoch: int, runs: int) -> None:
+    def on_epoch(epoch: float, runs: int) -> None:
         if board is not None:
             for run in group:
                 board.show(run, study.metrics(run))
@@ -136,6 +154,20 @@ def words(rows: Sequence[dict[str, Any]]) -> str:
     overflows = sum(row.get("overflows", 0) for row in rows)
     without = f", {overflows} steps overflowed" if overflows else ""
     return f"{float(f'{rate:.3g}'):,.{0 if rate >= 100 else 1}f} images/s, {said}{lost}{without}"
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Within, SIGTERM raises `Stopped`, but where `sigterm` is asked for it."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rich.text import Text
 import zeromean
 import zeromean.nn as zmnn
 from zeromean.lab.activation import parse
-from zeromean.lab.data import describe, describe_folders, is_folder, load, load_folder
+from zeromean.lab.data import FolderDataset, describe, describe_folders, is_folder, load, load_folder
 from zeromean.lab.recipes import RECIPES, ImageRecipe, find
 from zeromean.lab.schedule import duration, length, setting
 from zeromean.lab.store import Study
@@ -88,14 +88,31 @@ def _activation(text: str) -> RenderableType:
 
 
 def data_sets(names: Sequence[str]) -> Table:
-    """Every data set and its state, after loading the named ones."""
-    for name in names:
-        load_folder(name) if is_folder(name) else load(name)
+    """Every data set and its state, after loading the named ones; those named by a path come last.
+
+    Raises:
+        ValueError: a name is unknown, or a named data set cannot be had or is not as it must be.
+    """
+    named = [load_folder(name) if is_folder(name) else load(name) for name in names]
     table = _table("Data sets", "name", "training", "test", "pixels", "state", "where", "note")
     for row in (*describe(), *describe_folders()):
         pixels = "x".join(map(str, row.image_shape[1:]))
         table.add_row(row.name, str(row.train_count), str(row.test_count), pixels, row.state, row.where, row.detail)
+    for dataset in named:
+        if isinstance(dataset, FolderDataset) and "/" in dataset.name:
+            table.add_row(*_folder(dataset))
     return table
+
+
+def _folder(dataset: FolderDataset) -> list[str | Text]:
+    counts = [str(len(labels)) for labels in (dataset.train_labels, dataset.test_labels)]
+    where = Text(str(Path(dataset.name).expanduser().resolve()))
+    note = f"{_classes(dataset.classes)}, listed; contents are not checked"
+    return [Text(dataset.name), *counts, "any", "present", where, note]
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"{len(names):,} class{'' if len(names) == 1 else 'es'}"
 
 
 def plan(facts: dict[str, Any], study: Study) -> RenderableType:
@@ -109,12 +126,20 @@ def plan(facts: dict[str, Any], study: Study) -> RenderableType:
         f"{_number(budget['runs'], 'run')} of {length(recipe, budget['epochs'])} each on {facts['device']['kind']} "
         f"({facts['device']['name']}); {_time(budget['seconds_estimate'])}"
     ]
+    if "phases" in recipe:
+        lines.append(_images(facts["data"]))
     if facts["tune"]:
         lines.append(
             f"tuning: {budget['tuning_runs_per_arm']} runs per arm over {recipe['tuning_grid']}, the same for every arm"
         )
     lines.append(_detectable(facts))
     return Group(table, Text("\n".join(lines)))
+
+
+def _images(held: dict[str, Any]) -> str:
+    counts = {"training": held["train"], "validation": held["validation"], "test": held["test"]}
+    told = ", ".join(f"{count:,} {part}" for part, count in counts.items() if count)
+    return f"{held['name']}: {told} images, {_classes(held['classes'])}"
 
 
 def _detectable(facts: dict[str, Any]) -> str:

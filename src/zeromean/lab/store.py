@@ -301,8 +301,8 @@ class Study:
 
     def write_checkpoint(self, owner: Stage | Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Replace the checkpoint of a stage, or of a run that is trained alone, whose metrics reach the disk before."""
-        if isinstance(owner, Run):
-            _flush(self.path / owner.folder / "metrics.jsonl")
+        if isinstance(owner, Run) and (metrics := self.path / owner.folder / "metrics.jsonl").exists():
+            _flush(metrics)
         write_whole(self._checkpoint(owner), _serialize(tensors, {"state": json.dumps(state)}))
 
     def read_checkpoint(self, owner: Stage | Run) -> Checkpoint | None:

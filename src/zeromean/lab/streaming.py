@@ -13,7 +13,7 @@ that inputs have a variance near 1, as the initialization of the weights assumes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -161,9 +161,17 @@ class StreamedMaterial:
 
 
 def streamed_material(
-    recipe: ImageRecipe, dataset: FolderDataset, device: torch.device, *, workers: int, share: Share = ALONE
+    recipe: ImageRecipe,
+    dataset: FolderDataset,
+    device: torch.device,
+    *,
+    workers: int,
+    share: Share = ALONE,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> StreamedMaterial:
     """Split a folder of images and find the mean of its training part, in one pass over it that is remembered.
+
+    ``tell`` is called during that pass, with the images that are done and those of all.
 
     Raises:
         ValueError: the validation split leaves a class without images, or an image cannot be read.
@@ -173,7 +181,9 @@ def streamed_material(
         kept, held_out = data.split_validation(dataset.train_labels, recipe.validation)
         train, validation = train.take(kept.tolist()), train.take(held_out.tolist())
     key = f"{dataset.checksums['classes']} {dataset.checksums['train']} without {recipe.validation}"
-    mean = cached_mean_image(train, key, resize=recipe.resize, workers=workers, share=share, device=device).to(device)
+    mean = cached_mean_image(
+        train, key, resize=recipe.resize, workers=workers, share=share, device=device, tell=tell
+    ).to(device)
     watched = torch.randperm(len(train.files), generator=torch.Generator().manual_seed(0))[: recipe.probe_samples]
     batches = list(_whole(train.take(watched.tolist()), mean, recipe, workers, torch.float32))
     return StreamedMaterial(

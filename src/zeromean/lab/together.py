@@ -62,7 +62,7 @@ class Splits:
         return Splits(self.train.to(device), self.probe.to(device), validation, test)
 
 
-OnEpoch = Callable[[int, int], None]
+OnEpoch = Callable[[float, int], None]
 
 
 def train(

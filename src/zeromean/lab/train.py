@@ -13,6 +13,7 @@ may a gradient overflow, at the price of one step and half the scale of the loss
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,15 +31,13 @@ from zeromean.lab.data.augment import Source, whole_batches
 from zeromean.lab.images import AnyMaterial
 from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
 from zeromean.lab.observe import AT_ONCE, UNKNOWN, Judgement, blame, finite, judge, mean_activations, mean_size
+from zeromean.lab.pauses import OnEpoch as OnEpoch
+from zeromean.lab.pauses import Pauses
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 from zeromean.lab.recording import arithmetic, half_of, record
 from zeromean.lab.sharing import ALONE, Share
 from zeromean.lab.store import DamagedFileError, Run, Study
 from zeromean.lab.update import Update, loss_of
-
-OnEpoch = Callable[[int, int], None]
-# Of the time, at most, for checkpoints.
-_WRITING = 0.02
 
 
 def train(
@@ -64,11 +63,12 @@ def train(
         device: where to train.
         share: this process's part of every batch.
         together: runs that share the device at a time, by turns; on CUDA their steps overlap.
-        on_epoch: called with the epochs done and the runs in training, at the start and after each epoch.
-        checkpoint_seconds: time between checkpoints; a killed training loses at most as much, and an epoch. It is
-            longer where writing would take more than a fiftieth of it; 0 writes them after every epoch.
-        stop: asked before each group of runs and after every epoch, and must tell all processes the same; True writes
-            a checkpoint and ends the training with `Stopped`.
+        on_epoch: called with the epochs done and the runs in training, at the start and after each epoch, and every
+            ten seconds within one, with a fraction.
+        checkpoint_seconds: time between checkpoints; a killed training loses at most as much. It is longer where
+            writing would take more than a fiftieth of it; 0 writes them after every epoch, and only then.
+        stop: asked before each group of runs, after every epoch and every step, of several processes after every
+            50th; it must tell all processes the same. True writes a checkpoint and ends the training with `Stopped`.
 
     Raises:
         DamagedFileError: a result or a checkpoint cannot be read.
@@ -104,23 +104,24 @@ def _train_group(
     trainings = list(group)
     for training in trainings:
         _resume(training, study)
-    written, pause = time.monotonic(), checkpoint_seconds
+        if training.done and training.share.writes:
+            _finish(training, study, study.metrics(training.run)[-1])
+    pauses = Pauses(checkpoint_seconds, stop, on_epoch)
     on_epoch(min(training.epoch for training in trainings), len(trainings))
     while running := [training for training in trainings if not training.done]:
         behind = min(training.epoch for training in running)
         turn = [training for training in running if training.epoch == behind]
-        rows = _epoch(turn)
-        stopping = stop()
-        began = time.monotonic()
-        due = stopping or began - written > pause
-        for training, row in zip(turn, rows, strict=True):
-            if training.share.writes:
-                _write(training, study, row, checkpoint=due)
-        if due:
-            written = time.monotonic()
-            pause = checkpoint_seconds and max(checkpoint_seconds, (written - began) / _WRITING)
-        on_epoch(behind + 1, len(turn))
-        if stopping and any(not training.done for training in trainings):
+        rows = _epoch(turn, functools.partial(pauses.due, turn))
+        whole = any(row is not None for row in rows)
+        if whole:
+            pauses.ask()
+        with pauses.writing() as due:
+            for training, row in zip(turn, rows, strict=True):
+                if training.share.writes:
+                    _write(training, study, row, checkpoint=due)
+        if whole:
+            on_epoch(behind + 1, len(turn))
+        if pauses.stopping and any(not training.done for training in trainings):
             raise Stopped
 
 
@@ -141,42 +142,57 @@ def _resume(training: Training, study: Study) -> None:
         study.trim_metrics(training.run, training.epoch)
 
 
-def take_epoch(trainings: Sequence[Training], started: float) -> float:
-    """Train each for an epoch; their steps are queued in turns, so that none waits for another's host.
+def take_epoch(trainings: Sequence[Training], started: float, pause: Callable[[], bool] = lambda: False) -> float:
+    """Train each to the end of its epoch; their steps are queued in turns, so that none waits for another's host.
+
+    Args:
+        trainings: of one device.
+        started: a reading of `time.perf_counter`.
+        pause: asked before each round of steps; True leaves the rest of the epoch to the next call.
 
     Returns:
-        The seconds since ``started``, a reading of `time.perf_counter`, those of compiling and recording left out.
+        The seconds since ``started``, those of compiling and recording left out.
     """
     recording = sum(training.spent.recording for training in trainings)
     for training in trainings:
         training.begin_epoch()
-    for _ in range(max(training.steps_left for training in trainings)):
+    while any(training.steps_left for training in trainings) and not pause():
         for training in trainings:
             if training.steps_left:
                 training.advance()
     for training in trainings:
-        training.finish_epoch()
+        if training.steps_left:
+            training.wait()
+        else:
+            training.finish_epoch()
     recording = sum(training.spent.recording for training in trainings) - recording
     return time.perf_counter() - started - recording
 
 
-def _epoch(trainings: Sequence[Training]) -> list[dict[str, Any]]:
-    """Train each for an epoch, and find out what it came to."""
+def _epoch(trainings: Sequence[Training], pause: Callable[[], bool]) -> list[dict[str, Any] | None]:
+    """Train each to the end of its epoch, and find out what it came to; None if it paused before."""
     started = time.perf_counter()
-    stepping = take_epoch(trainings, started) / len(trainings)
-    rows = [training.watch() for training in trainings]
+    stepping = take_epoch(trainings, started, pause) / len(trainings)
+    rows = [None if training.steps_left else training.watch() for training in trainings]
     cost = (time.perf_counter() - started) / len(trainings)
-    return [row | one.spend(cost, stepping, len(trainings)) for one, row in zip(trainings, rows, strict=True)]
+    spent = [training.spend(cost, stepping, len(trainings)) for training in trainings]
+    return [row and row | own for row, own in zip(rows, spent, strict=True)]
 
 
-def _write(training: Training, study: Study, row: dict[str, Any], *, checkpoint: bool) -> None:
-    study.append_metrics(training.run, row)
-    if training.done:
-        outcome = training.outcome(row)
-        study.finish(training.run, outcome, training.weights() if outcome["status"] == "ok" else None)
-        study.drop_checkpoint(training.run)
-    elif checkpoint:
+def _write(training: Training, study: Study, row: dict[str, Any] | None, *, checkpoint: bool) -> None:
+    if row is not None:
+        study.append_metrics(training.run, row)
+    if checkpoint or (training.done and training.diverged is None):
         study.write_checkpoint(training.run, *training.state())
+    if training.done and row is not None:
+        _finish(training, study, row)
+
+
+def _finish(training: Training, study: Study, row: dict[str, Any]) -> None:
+    """Judge a training that is over, with the row of its last epoch; what stops that leaves its checkpoint."""
+    outcome = training.outcome(row)
+    study.finish(training.run, outcome, training.weights() if outcome["status"] == "ok" else None)
+    study.drop_checkpoint(training.run)
 
 
 @dataclass
@@ -185,7 +201,7 @@ class Spent:
 
     Attributes:
         seconds: what the run cost: the time of its epochs, evaluation, compilation and recording included, divided by
-            the runs that shared the device. Those of all runs add up to the time that all epochs took.
+            the runs that shared the device, and that of its test. Those of all runs add up to the time that all took.
         stepping: the part of it in which steps were taken.
         recording: in which steps were compiled and recorded, not divided.
         together: the most runs that shared the device.
@@ -235,6 +251,7 @@ class Training:
         self._step: Callable[[], None] = self._update.take
         self._phase: Phase | None = None
         self.epoch, self.steps_done, self.steps_left, self.spent = 0, 0, 0, Spent()
+        self._unpaid, self._drawn = 0, -1
         self.diverged: dict[str, Any] | None = None
 
     @property
@@ -248,20 +265,31 @@ class Training:
         return self.epoch == self.epochs or self.diverged is not None
 
     @property
+    def epochs_done(self) -> float:
+        """With the part of the one that was begun."""
+        return self.steps_done / self._batches.steps
+
+    @property
     def overflows(self) -> int:
         """Steps that changed nothing as their gradient overflowed in float16."""
         return int(self._update.overflows)
 
     def begin_epoch(self) -> None:
-        """Draw the order and the crops of the next epoch."""
+        """Draw the order and the crops of the next epoch, or of the one that was left, and go on with it."""
+        before = self.epoch * self._batches.steps
+        taken = self.steps_done - before
+        self._steps_of_epoch = min(self._batches.steps, self.recipe.steps - before)
+        self.steps_left = self._steps_of_epoch - taken
+        if self._drawn == self.epoch:
+            return
+        self._drawn = self.epoch
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with self._on_stream():
             self._batches.set_epoch(self.epoch)
-            self._update.place.zero_()
-            self._update.loss_sum.zero_()
-        self.steps_left = min(self._batches.steps, self.recipe.steps - self.steps_done)
-        self._steps_of_epoch = self.steps_left
+            self._update.place.fill_(taken)
+            if not taken:
+                self._update.loss_sum.zero_()
 
     def advance(self) -> None:
         """Queue the next step."""
@@ -274,6 +302,7 @@ class Training:
                 self._step()
         self.steps_done += 1
         self.steps_left -= 1
+        self._unpaid += 1
 
     def _enter(self, phase: Phase) -> None:
         """Begin a phase; on CUDA its step is another program."""
@@ -286,10 +315,14 @@ class Training:
                 self._step = record(self._update, self._stream)
             self.spent.recording += time.perf_counter() - started
 
-    def finish_epoch(self) -> None:
-        """Wait for the steps; find out whether one was not finite."""
+    def wait(self) -> None:
+        """For the steps that are queued."""
         if self._stream is not None:
             self._stream.synchronize()
+
+    def finish_epoch(self) -> None:
+        """Wait for the steps; find out whether one was not finite."""
+        self.wait()
         self.epoch += 1
         void = int(self._update.first_void)
         if void < self.recipe.steps:
@@ -332,11 +365,12 @@ class Training:
         }
 
     def spend(self, seconds: float, stepping: float, together: int) -> dict[str, float]:
-        """Add an epoch's time, and say what ``metrics.jsonl`` tells of it."""
+        """Add the time of the steps since the last call, and say what ``metrics.jsonl`` tells of it."""
         self.spent.seconds += seconds
         self.spent.stepping += stepping
         self.spent.together = max(together, self.spent.together)
-        rate = self.recipe.batch_size * self._steps_of_epoch / stepping
+        rate = self.recipe.batch_size * self._unpaid / stepping
+        self._unpaid = 0
         return {"images_per_second": round(rate, 1), "seconds": round(self.spent.seconds, 3)}
 
     def outcome(self, last: dict[str, Any]) -> dict[str, Any]:
@@ -344,7 +378,9 @@ class Training:
 
         ``images_per_second`` is that of the device while steps were taken, all runs on it counted.
         """
+        started = time.perf_counter()
         test = UNKNOWN if self.diverged else self._test()
+        self.spent.seconds += time.perf_counter() - started
         ok = math.isfinite(test.loss)
         known = {
             "train_loss": last["train_loss"],
@@ -383,7 +419,7 @@ class Training:
             return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the rest of the training depends on, at the end of an epoch."""
+        """All that the rest of the training depends on, between any two steps."""
         return self._update.tensors(), {"epoch": self.epoch, "steps": self.steps_done, "spent": asdict(self.spent)}
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -393,6 +429,7 @@ class Training:
             ValueError: it is of another network or recipe.
         """
         self._update.load(tensors)
+        self._drawn = -1
         self.epoch, self.steps_done, self.spent = state["epoch"], state["steps"], Spent(**state["spent"])
 
     def _on_stream(self) -> AbstractContextManager[Any]:

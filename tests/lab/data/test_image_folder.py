@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zeromean.lab.data.imagenet import cached_mean_image
 from zeromean.lab.data.images import (
     ImageBatch,
     ImageFolder,
@@ -155,6 +156,58 @@ def test_a_grey_image_has_three_channels_and_any_size_is_resized(root: Path) -> 
     batch = next(evaluation_batches(read_image_folder(root).val, 1, workers=0, resize=8, crop=6))
     assert batch.images.shape == (1, 3, 6, 6)
     assert batch.images.unique().tolist() == [77]
+
+
+@pytest.mark.parametrize("name", ["val_00.webp", "val_00.bmp"])
+def test_other_formats_keep_their_pixels(root: Path, name: str) -> None:
+    (root / "val" / "n01" / "val_00.png").unlink()
+    Image.fromarray(pixels_of(50)).save(root / "val" / "n01" / name, lossless=True)
+    batch = next(evaluation_batches(read_image_folder(root).val, 1, workers=0, resize=8, crop=8))
+    assert torch.equal(batch.images[0].permute(1, 2, 0), torch.from_numpy(pixels_of(50)))
+
+
+def grey(root: Path, values: np.ndarray, kind: str) -> list[list[int]]:
+    """What is read of a file of those values, which pillow opens in the mode of its kind: the first channel."""
+    Image.fromarray(values).save(root / "val" / "n01" / "val_00.png", kind)
+    batch = next(evaluation_batches(read_image_folder(root).val, 1, workers=0, resize=8, crop=8))
+    assert torch.equal(batch.images[0, 0], batch.images[0, 2])
+    rows: list[list[int]] = batch.images[0, 0].tolist()
+    return rows
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("PPM", np.int32)])
+def test_sixteen_bits_of_grey_become_eight(root: Path, kind: str, dtype: type) -> None:
+    row = [0, 255, 256, 0x7FFF, 0x8000, 0xABCD, 0xFF00, 0xFFFF]
+    assert grey(root, np.array([row] * 8, dtype=dtype), kind) == [[0, 0, 1, 127, 128, 0xAB, 255, 255]] * 8
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [(np.full((8, 8), 1 << 16, np.int32), "65536 to 65536"), (np.full((8, 8), 0.5, np.float32), "0.5 to 0.5")],
+)
+def test_grey_without_a_known_range_is_refused(root: Path, values: np.ndarray, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"val_00\.png cannot be read .*whole numbers in \[0, 65535\], got {found}"):
+        grey(root, values, "TIFF")
+
+
+def test_the_mean_image_tells_how_far_it_is(root: Path) -> None:
+    split, told = read_image_folder(root).train, list[tuple[int, int]]()
+    many = split.take([number % 10 for number in range(150)])
+    mean = mean_image(many, workers=0, resize=8, tell=lambda done, of: told.append((done, of)))
+    assert told == [(64, 150), (128, 150), (150, 150)]
+    torch.testing.assert_close(mean, mean_image(split, workers=0, resize=8))
+
+
+def test_a_mean_image_of_the_cache_tells_nothing(root: Path, tmp_path: Path) -> None:
+    split, told = read_image_folder(root).val, list[tuple[int, int]]()
+
+    def find() -> torch.Tensor:
+        return cached_mean_image(
+            split, "key", resize=8, workers=0, root=tmp_path / "data", tell=lambda done, of: told.append((done, of))
+        )
+
+    assert torch.equal(find(), find())
+    assert told == [(4, 4)]
 
 
 def test_the_mean_image_is_taken_off_under_each_crop(root: Path) -> None:

@@ -8,6 +8,7 @@ a study notices files that came, went or changed their length, and no others.
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def cached_mean_image(
     share: Share = ALONE,
     device: torch.device | str = "cpu",
     root: str | os.PathLike[str] | None = None,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> Tensor:
     """Return `mean_image`, kept in ``<root>/cache`` for the next time, since it reads every image once.
 
@@ -148,13 +150,14 @@ def cached_mean_image(
         share: Each of several processes reads its part.
         device: Where several processes exchange their sums.
         root: The folder of all data sets; see `data_root` for the default.
+        tell: Hears of the images read, as in `mean_image`; never called where the mean is found in the cache.
     """
-    named = hashlib.sha256(f"1 {key} {resize}".encode()).hexdigest()
+    named = hashlib.sha256(f"2 {key} {resize}".encode()).hexdigest()
     file = data_root(root) / "cache" / f"mean-image-{named[:32]}.safetensors"
     mean = _read(file, resize)
     if share.first(None if mean is not None else "absent") is None and mean is not None:
         return mean
-    mean = mean_image(split, workers=workers, resize=resize, share=share, device=device)
+    mean = mean_image(split, workers=workers, resize=resize, share=share, device=device, tell=tell)
     if share.writes:
         _write(file, mean)
     return mean

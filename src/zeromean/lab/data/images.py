@@ -1,7 +1,8 @@
 """Images in folders, such as ImageNet's, read by worker processes: ``train/<class>/*.jpeg`` and ``val/<class>/*``.
 
 Tiny ImageNet is recognised by its ``val/val_annotations.txt``: its validation images lie together in ``val/images``,
-their classes in that file, and its training images in ``train/<class>/images``.
+their classes in that file, and its training images in ``train/<class>/images``. An image at any other place under
+``train`` or ``val`` is refused, as is one of a format that is not read.
 
 The central square of every image is resized to ``resize`` by ``resize`` pixels (bilinear, antialiased). Training takes
 a random ``crop`` by ``crop`` part of it, half of them mirrored, evaluation the central one. Clevert et al. 2016,
@@ -12,11 +13,11 @@ position alone, so batches do not depend on the number of workers.
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Never
 
 import numpy as np
 import torch
@@ -28,7 +29,14 @@ from zeromean.lab.data.augment import draw_crops, part_of_batch
 from zeromean.lab.order import sample_order
 from zeromean.lab.sharing import ALONE, Share
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_UNREAD = (
+    *(".apng", ".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".tif", ".tiff"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,13 +87,14 @@ class ImageBatch(NamedTuple):
 
 
 def read_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
-    """List the images of ``<root>/train`` and ``<root>/val``; what does not end in one of ``SUFFIXES`` is no image.
+    """List the images of ``<root>/train`` and ``<root>/val``: what ends in one of ``SUFFIXES``, in either case.
 
     Args:
         root: The folder of the data set.
 
     Raises:
-        ValueError: If a folder is absent, a class has no image, or training and validation have other classes.
+        ValueError: If a folder is absent, a class has no image, training and validation have other classes, an image
+            lies where it would be left out, or one is of another format; files that are no images may lie anywhere.
     """
     folder = Path(root).expanduser()
     train, val = _by_class(folder / "train"), _validation(folder / "val")
@@ -104,15 +113,24 @@ def _split(by_class: dict[str, list[Path]]) -> ImageSplit:
 
 
 def _validation(folder: Path) -> dict[str, list[Path]]:
-    images, annotations = folder / "images", folder / "val_annotations.txt"
-    return _annotated(images, annotations) if images.is_dir() and annotations.is_file() else _by_class(folder)
+    annotations = folder / "val_annotations.txt"
+    known = (folder / "images").is_dir() and annotations.is_file()
+    return _annotated(folder, annotations) if known else _by_class(folder)
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    _, names, files = next(os.walk(folder, onerror=_stop)) if folder.is_dir() else ("", [], [])
+    if loose := _images_among(files, folder):
+        raise ValueError(
+            f"{folder} must hold a folder of images for each class, got {len(loose):,} directly in it, such as "
+            f"{loose[0]}: move each into the folder of its class"
+        )
     if not names:
         raise ValueError(f"{folder} must hold a folder of images for each class, got none: see its data set's layout")
-    by_class = {name: _images_in(folder / name) for name in names}
+    by_class = {
+        name: _images_in(folder / name, (".", "images"), "move them to one of these places, or out of the folder")
+        for name in sorted(names)
+    }
     if empty := [name for name, files in by_class.items() if not files]:
         raise ValueError(
             f"every class of {folder} must have an image ending in {', '.join(SUFFIXES)}, got none in "
@@ -121,27 +139,76 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
     return by_class
 
 
-def _images_in(folder: Path) -> list[Path]:
-    inner = folder / "images"
-    files = (inner if inner.is_dir() else folder).iterdir()
-    return sorted((file for file in files if file.suffix.lower() in SUFFIXES), key=lambda file: file.name)
+def _images_in(folder: Path, places: tuple[str, ...], remedy: str) -> list[Path]:
+    """The images under a folder in the order of their names; all must lie in one of those places, ``.`` is itself."""
+    found = {
+        os.path.relpath(path, folder): images
+        for path, _, names in os.walk(folder, onerror=_stop, followlinks=True)
+        if (images := _images_among(names, path))
+    }
+    if len(found) > 1 or not found.keys() <= set(places):
+        listed = [f"{len(found[place]):,} {_where(place)}" for place in sorted(found)]
+        raise ValueError(
+            f"{folder} must hold its images {' or '.join(f'all {_where(place)}' for place in places)}, got "
+            f"{', '.join(listed[:4])}{' and others' if len(listed) > 4 else ''}: {remedy}"
+        )
+    return [folder / place / name for place, names in found.items() for name in names]
+
+
+def _where(place: str) -> str:
+    return "directly in it" if place == "." else f"in {place}"
+
+
+def _images_among(names: list[str], folder: str | Path) -> list[str]:
+    suffixes = {name: os.path.splitext(name)[1].lower() for name in names}
+    if unread := sorted(name for name, suffix in suffixes.items() if suffix in _UNREAD):
+        raise ValueError(
+            f"the images of {folder} must end in {', '.join(SUFFIXES)}, got {len(unread):,} of another format, such as "
+            f"{unread[0]}: convert them or take them out"
+        )
+    return sorted(name for name, suffix in suffixes.items() if suffix in SUFFIXES)
+
+
+def _stop(error: OSError) -> Never:
+    raise error
 
 
 def _annotated(folder: Path, annotations: Path) -> dict[str, list[Path]]:
-    rows = [line.split("\t") for line in annotations.read_text().splitlines()]
-    if short := [row[0] for row in rows if len(row) < 2]:
-        raise ValueError(f"each line of {annotations} must be a file name, a tab and a class, got {short[0]!r}")
-    classes = {row[0]: row[1] for row in rows}
-    files = {file.name: file for file in _images_in(folder)}
+    classes = _annotations(annotations)
+    remedy = f"move them there, or delete {annotations.name} where every class has a folder"
+    files = {file.name: file for file in _images_in(folder, ("images",), remedy)}
     if differing := sorted(files.keys() ^ classes.keys()):
         raise ValueError(
-            f"{annotations} must name every image of {folder} and no other, got {len(differing)} in one of them alone, "
-            f"such as {differing[0]}: unpack the data set again"
+            f"{annotations} must name every image of {folder / 'images'} and no other, got {len(differing)} in one of "
+            f"them alone, such as {differing[0]}: unpack the data set again"
         )
     by_class: dict[str, list[Path]] = {name: [] for name in sorted(set(classes.values()))}
     for name in sorted(files):
         by_class[classes[name]].append(files[name])
     return by_class
+
+
+def _annotations(file: Path) -> dict[str, str]:
+    """The class of each file name; lines without any are left out, as is a byte order mark."""
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} must be text in UTF-8, got byte 0x{error.object[error.start]:02x} at position {error.start}: "
+            "save it as UTF-8, or unpack the data set again"
+        ) from error
+    classes: dict[str, str] = {}
+    for line in filter(str.strip, lines):
+        name, _, rest = line.partition("\t")
+        label = rest.partition("\t")[0]
+        if not name or not label:
+            raise ValueError(f"each line of {file} must be a file name, a tab and a class, got {line!r}")
+        if classes.setdefault(name, label) != label:
+            raise ValueError(
+                f"{file} must give every image one class, got {classes[name]} and {label} for {name}: delete the line "
+                "that is wrong"
+            )
+    return classes
 
 
 def training_batches(
@@ -203,6 +270,7 @@ def mean_image(
     resize: int = 256,
     share: Share = ALONE,
     device: torch.device | str = "cpu",
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> Tensor:
     """Return the mean of every pixel over the images, float32 ``[3, resize, resize]``; sums are exact.
 
@@ -212,14 +280,18 @@ def mean_image(
         resize: Side of the square that an image becomes.
         share: Every process reads an equal part of the images, and all return the same.
         device: Where several processes exchange their sums.
+        tell: Hears after every batch how many images this process has read, and of how many.
 
     Raises:
         ValueError: If an image cannot be read.
     """
     total = torch.zeros(3, resize, resize, dtype=torch.int64)
     own = split.take(range(share.rank, len(split.files), share.processes))
+    done = 0
     for batch in evaluation_batches(own, 64, workers=workers, resize=resize, crop=resize):
         total += batch.images.sum(0)
+        done += len(batch.images)
+        tell(done, len(own.files))
     if share.processes > 1:
         total = share.begin_sum([total.to(device)])()[0].cpu()
     return (total.double() / len(split.files)).float()
@@ -281,7 +353,7 @@ def _square(path: str, resize: int) -> np.ndarray:
 
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = (_eight_bits(opened) if opened.mode[0] in "IF" else opened).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): restore it or take it out") from error
     width, height = image.size
@@ -289,3 +361,13 @@ def _square(path: str, resize: int) -> np.ndarray:
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     return np.array(image.resize((resize, resize), Image.Resampling.BILINEAR, box=box))
+
+
+def _eight_bits(opened: "Image.Image") -> "Image.Image":
+    """The upper half of 16 bits of grey, which is what pillow reads of 16 bits of a colour; `convert` would clip."""
+    from PIL import Image
+
+    values = np.asarray(opened)
+    if opened.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"grey must be whole numbers in [0, 65535], got {values.min():g} to {values.max():g}")
+    return Image.fromarray((values >> 8).astype(np.uint8))

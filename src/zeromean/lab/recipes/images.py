@@ -18,6 +18,7 @@ Precision = Literal["bfloat16", "float16", "tf32", "float32"]
 Normalization = Literal["gcn-zca", "mean-std", "pixel-mean"]
 Curve = Literal["stairs", "linear"]
 _FIXED = {"name", "title", "source", "network", "phases", "rates", "expected_sd"}
+_LONGEST = 1000.0
 _FACTORS = ("length", "rate_factor", "dropout_factor")
 
 
@@ -139,7 +140,8 @@ class ImageRecipe:
         rates = [phase.dropout for phase in self.phases]
         sound = all(own[-1:] == (0,) and all(0 <= rate < 1 for rate in own) for own in rates)
         _check(sound, self, "phases", "with dropout in [0, 1) for each stack, 0 for the last one")
-        _check(bool(self.activations) and bool(self.norms), self, "activations", "at least one, as are the norms")
+        _check(bool(self.activations), self, "activations", "at least one")
+        _check(bool(self.norms), self, "norms", "at least one")
         _check(self.batch_size % self.accumulate == 0, self, "accumulate", f"a divisor of {self.batch_size}")
         _check(1 <= self.crop <= self.resize, self, "crop", f"in [1, {self.resize}], which resize is")
         _check(self.momentum > 0 or not self.nesterov, self, "nesterov", "false where momentum is 0")
@@ -147,6 +149,7 @@ class ImageRecipe:
         streamed = is_folder(self.data)
         _check(not (streamed and self.alternate_flip), self, "alternate_flip", f"false for the data {self.data!r}")
         fitting = f"{'pixel-mean' if streamed else 'gcn-zca or mean-std'} for the data {self.data!r}"
+        fitting += "" if streamed else f", which is no folder (one of that name is ./{self.data})"
         _check((self.normalization == "pixel-mean") == streamed, self, "normalization", fitting)
         idle = {"pad": f"the data {self.data!r}"} if streamed else dict.fromkeys(("resize", "crop"), f"{self.data!r}")
         idle |= {"padding": self.network} if self.network == "elu15" else {}
@@ -230,10 +233,13 @@ class ImageRecipe:
         """The same training in so many times its steps, at least one a phase; rates keep their place in it.
 
         Raises:
-            ValueError: the factor is not positive.
+            ValueError: the factor is not positive or above 1000.
         """
-        if not 0 < factor < math.inf:
-            raise ValueError(f"length must be a positive number, got {factor:g}: 0.1 trains a tenth of the steps")
+        if not 0 < factor <= _LONGEST:
+            raise ValueError(
+                f"length must be a positive number and at most {_LONGEST:g}, got {factor:g}: 0.1 trains a tenth of the "
+                "steps"
+            )
         phases = tuple(replace(phase, steps=max(1, round(phase.steps * factor))) for phase in self.phases)
         # The first rate keeps its place, and of others that meet the last one holds.
         rates = {max(1, round(step * factor)) if step else 0: rate for step, rate in self.rates}
@@ -263,6 +269,8 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
         if field not in hints.keys() - _FIXED:
             known = nearest(field, sorted(hints.keys() - _FIXED))
             raise ValueError(f"recipe {recipe.name!r} has no field {field!r} to override: {known}")
+        if field in changes:
+            raise ValueError(f"{field} must be named once, got {text!r} too: leave one of them out")
         changes[field] = _truth(field, value) if hints[field] is bool else parse_value(field, value, hints[field])
     changes = {field: value for field, value in changes.items() if value != getattr(recipe, field, 1.0)}
     if not changes:
