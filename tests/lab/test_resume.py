@@ -176,7 +176,9 @@ def test_a_long_epoch_has_checkpoints_and_tells_of_itself(tmp_path: Path, monkey
     _, state = cut.read_checkpoint(one) or ({}, {})
     assert state["steps"] % 5
     monkeypatch.undo()
-    train(chosen, [one], material(), cut, device=CPU)
+    epochs = Epochs()
+    train(chosen, [one], material(), cut, device=CPU, on_epoch=epochs)
+    assert epochs.seen[0] == (state["steps"] / 5, 1)
     assert contents(cut, one) == contents(whole, one)
 
 

@@ -107,7 +107,7 @@ def _train_group(
         if training.done and training.share.writes:
             _finish(training, study, study.metrics(training.run)[-1])
     pauses = Pauses(checkpoint_seconds, stop, on_epoch)
-    on_epoch(min(training.epoch for training in trainings), len(trainings))
+    on_epoch(min(training.epochs_done for training in trainings), len(trainings))
     while running := [training for training in trainings if not training.done]:
         behind = min(training.epoch for training in running)
         turn = [training for training in running if training.epoch == behind]
@@ -267,7 +267,7 @@ class Training:
     @property
     def epochs_done(self) -> float:
         """With the part of the one that was begun."""
-        return self.steps_done / self._batches.steps
+        return self.epoch + max(0, self.steps_done - self.epoch * self._batches.steps) / self._batches.steps
 
     @property
     def overflows(self) -> int:
