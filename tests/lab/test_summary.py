@@ -235,7 +235,10 @@ def test_an_image_study_is_summarised_from_its_folder(tmp_path: Path) -> None:
         ("ELU + BatchNorm", "batch"),
         ("ReLU + BatchNorm", "batch"),
     ]
-    assert summary.exclusions == "Left out of means and comparisons: ReLU (1 diverged)."
+    assert summary.exclusions == (
+        "Left out of means and comparisons: ReLU (1 diverged). "
+        "Diverged: ReLU seed 3: step 7, output of stacks.2.convolution."
+    )
     assert [(one.arm, one.baseline, one.n_pairs) for one in summary.comparisons] == [
         ("ELU", "ReLU", 7),
         ("ELU + BatchNorm", "ReLU", 7),

@@ -69,6 +69,12 @@ class FinalRun:
         """At the last epoch; None for a run that is missing, diverged or failed."""
         return self.result.get("test_error") if self.status == "ok" else None
 
+    @property
+    def where(self) -> str:
+        """The step and the layer in which a run on images diverged; empty for others."""
+        found = self.result.get("diverged")
+        return f"step {found['step']:,}, {found['layer']}" if found else ""
+
 
 @dataclass(frozen=True)
 class TuningPoint:
@@ -201,7 +207,9 @@ class Summary:
     def exclusions(self) -> str:
         """Which runs are left out of means and comparisons; empty where none are."""
         excluded = [f"{arm.label} ({arm.losses})" for arm in self.arms if arm.losses]
-        return f"Left out of means and comparisons: {'; '.join(excluded)}." if excluded else ""
+        places = [f"{arm.label} seed {run.seed}: {run.where}" for arm in self.arms for run in arm.runs if run.where]
+        told = f" Diverged: {'; '.join(places)}." if places else ""
+        return f"Left out of means and comparisons: {'; '.join(excluded)}.{told}" if excluded else ""
 
     @property
     def edges(self) -> str:

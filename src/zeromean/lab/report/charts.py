@@ -182,7 +182,7 @@ def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "
         "e:Q",
         title=against,
         scale=alt.Scale(nice=False, zero=False),
-        axis=alt.Axis(tickCount=6 if width == "any" else 3, grid=False, format="d"),
+        axis=alt.Axis(tickCount=6 if width == "any" else 3, tickMinStep=1, grid=False, format="d"),
     )
     y = scale.axis
     base = alt.Chart(drawing.data(rows)).encode(x=x, color=colour)

@@ -321,7 +321,7 @@ def _significant(value: float | None) -> str:
 def lost(summary: Summary) -> Table | None:
     """Runs that diverged or failed; None where all ended well."""
     rows = [
-        (arm.label, str(run.seed), run.status, str(run.result.get("diverged_at") or ""), _where(run))
+        (arm.label, str(run.seed), run.status, str(run.result.get("diverged_at") or ""), run.where)
         for arm in summary.arms
         for run in arm.runs
         if run.status in ("diverged", "failed")
@@ -329,12 +329,6 @@ def lost(summary: Summary) -> Table | None:
     wide = any(row[-1] for row in rows)
     head = ("arm", "seed", "status", "epoch", *(("where",) if wide else ()))
     return Table("Runs that diverged or failed", head, [row[: len(head)] for row in rows]) if rows else None
-
-
-def _where(run: FinalRun) -> str:
-    """The step and the layer in which a run on images diverged."""
-    found = run.result.get("diverged")
-    return f"step {found['step']:,}, {found['layer']}" if found else ""
 
 
 def settings(summary: Summary) -> Table:
