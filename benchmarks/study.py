@@ -58,7 +58,7 @@ class Lines:
         def on_epoch(epoch: float, runs: int) -> None:
             now = time.monotonic()
             if epoch // max(1, epochs // 10) > (marks[-1][1] if marks else -1) // max(1, epochs // 10):
-                print(f"{stage}: epoch {epoch} of {epochs}, {runs} runs, {now - started:.0f} s", flush=True)
+                print(f"{stage}: epoch {epoch:g} of {epochs}, {runs} runs, {now - started:.0f} s", flush=True)
             marks.append((now, epoch))
             begun = marks[0][1]
             if epoch - begun < _PACED * epochs or self.late or not self.may_stop:

@@ -19,6 +19,7 @@ from zeromean.lab.data.imagenet import FolderDataset
 from zeromean.lab.nets import mlp
 from zeromean.lab.plan import describe
 from zeromean.lab.recipes.cifar import cifar100_elu11
+from zeromean.lab.schedule import Teller
 from zeromean.lab.store import Study
 from zeromean.lab.summary import load as load_summary
 
@@ -185,12 +186,11 @@ def test_it_is_told_how_long_the_measuring_will_take(trained: Study, monkeypatch
     assert [one and one[1] for one in told] == ["25", "50", "75"]
 
 
-def test_natural_gradients_count_as_a_part_of_their_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inside, "_QUIET_SECONDS", 0)
+def test_natural_gradients_count_as_a_part_of_their_network() -> None:
     lines: list[str] = []
-    pace = inside._Pace(2, lines.append)
-    pace.tell(0, "stack1.conv1", 0.0)
-    pace.tell(1, "stack1.conv1", 0.5)
+    teller = Teller(lines.append, 0)
+    inside._tell(teller, 2, 0, "stack1.conv1", 0.0)
+    inside._tell(teller, 2, 1, "stack1.conv1", 0.5)
     assert [line.partition(",")[0] for line in lines] == ["looking inside the trained networks: 75% done"]
 
 

@@ -98,7 +98,7 @@ class Altered:
 
     Args:
         source: of the same seed and share.
-        recipe: batch size, cutout and mixup.
+        recipe: batch size, cutout and mixup; it fits the processes, see `ImageRecipe.check_parts`.
         classes: how many labels there are.
         seed: below 2^16.
         share: this process's place among several.
@@ -106,15 +106,11 @@ class Altered:
 
     Attributes:
         steps: batches in an epoch.
-
-    Raises:
-        ValueError: the recipe mixes, and a process's part of a batch has no pairs.
     """
 
     def __init__(
         self, source: Source, recipe: ImageRecipe, classes: int, *, seed: int, share: Share, device: torch.device
     ) -> None:
-        recipe.check_parts(share.processes)
         own = recipe.batch_size // share.processes
         self._source, self._recipe, self._classes, self._share = source, recipe, classes, share
         self._seed = torch.tensor(seed, device=device)

@@ -6,7 +6,6 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +20,11 @@ from zeromean.lab.compare import run as run_study
 from zeromean.lab.data import AnyDataset
 from zeromean.lab.plan import Plan, make
 from zeromean.lab.recipes import ImageRecipe, find, override
+from zeromean.lab.recording import ran_out_of_memory
 from zeromean.lab.session import Session, stopped_by_sigterm
 from zeromean.lab.sharing import launched
 from zeromean.lab.store import Study
+from zeromean.lab.tensorboard import summary_writer
 from zeromean.lab.train import Stopped
 
 _console = Console(highlight=False)
@@ -322,10 +323,8 @@ def _check_options(plan: Plan, checkpoint_every: int, together: int | None, tens
     if isinstance(plan.recipe, ImageRecipe):
         if checkpoint_every != 1:
             raise ValueError(f"--checkpoint-every is not for {plan.recipe.name!r}, which writes a checkpoint a minute")
-        if tensorboard and find_spec("tensorboard") is None:
-            raise ValueError(
-                "--tensorboard needs the package tensorboard, which is not here: pip install 'zeromean[tensorboard]'"
-            )
+        if tensorboard:
+            summary_writer()
     elif together is not None or tensorboard or gpus > 1:
         option = "--together" if together is not None else "--tensorboard" if tensorboard else "--gpus"
         raise ValueError(f"{option} is not for {plan.recipe.name!r}, whose runs are trained as one: leave it out")
@@ -427,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not ran_out_of_memory(error):
             raise
         _fail(f"out of memory ({error}): name fewer seeds or arms, or make the network smaller")
     except OSError as error:

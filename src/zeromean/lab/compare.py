@@ -193,14 +193,21 @@ def mend(study: Study, runs: Sequence[Run], owners: Sequence[Stage | Run], say: 
             say(f"{error}; it is set aside as {study.set_aside(one).name} and the run repeated")
     for owner in owners:
         try:
-            if (found := study.read_checkpoint(owner)) is not None:
-                _, state = found
-                for one in runs:
-                    if one == owner or one.folder in state.get("runs", ()):
-                        study.check_metrics(one, state["epoch"])
+            _check_checkpoint(study, owner, runs)
         except DamagedFileError as error:
             say(f"{error}: deleted")
             study.drop_checkpoint(owner)
+
+
+def _check_checkpoint(study: Study, owner: Stage | Run, runs: Sequence[Run]) -> None:
+    """Whether a checkpoint can be read, if there is one, and the metrics of its runs reach as far."""
+    found = study.read_checkpoint(owner)
+    if found is None:
+        return
+    _, state = found
+    for one in runs:
+        if one == owner or one.folder in state.get("runs", ()):
+            study.check_metrics(one, state["epoch"])
 
 
 def choose(plan: Plan, study: Study) -> dict[str, float]:

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import torch
 
 from zeromean.lab import data
-from zeromean.lab.activation import parse
 from zeromean.lab.data.augment import part_of_batch
-from zeromean.lab.nets import NETWORKS, STACKS
+from zeromean.lab.nets import STACKS
 from zeromean.lab.nets.convolutional import CHANNELS
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.recipes.recipe import Recipe
+from zeromean.lab.store import Run
+from zeromean.lab.train import build
 
 
 def check_network(recipe: Recipe | ImageRecipe) -> None:
@@ -69,9 +70,8 @@ def check_data(recipe: ImageRecipe, norms: Iterable[str], dataset: data.AnyDatas
 
 def _check_images(recipe: ImageRecipe, shape: tuple[int, ...], classes: int) -> None:
     """Let the network, without memory, say what it makes of two images of that shape."""
-    padding = {} if recipe.network == "elu15" else {"padding": recipe.padding}
     with torch.device("meta"):
-        network = NETWORKS[recipe.network](classes, parse("relu"), seed=0, **padding)
+        network = build(recipe, Run("relu", "relu", 0.0, seed=0), classes)
         try:
             sound = network(torch.empty(2, *shape)).shape == (2, classes)
         except RuntimeError:

@@ -15,11 +15,9 @@ timed):
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,7 +29,7 @@ from zeromean.lab.data import AnyDataset
 from zeromean.lab.plan import Plan
 from zeromean.lab.probing import draw, network, training_samples
 from zeromean.lab.recipes import ImageRecipe
-from zeromean.lab.schedule import duration
+from zeromean.lab.schedule import Teller, duration
 from zeromean.lab.store import DamagedFileError, Run, Study
 from zeromean.lab.summary import Arm, Summary
 from zeromean.lab.summary import load as load_summary
@@ -83,7 +81,7 @@ def look(plan: Plan, study: Study, dataset: AnyDataset, device: torch.device, sa
     runs = [run for arm in load_summary(study).arms if (run := examined(arm)) and not _known(study, run, say)]
     if not runs:
         return
-    pace = _Pace(len(runs), say)
+    teller = Teller(say, _QUIET_SECONDS)
     try:
         samples = training_samples(plan.recipe, dataset, device)
     except ValueError as error:
@@ -92,55 +90,30 @@ def look(plan: Plan, study: Study, dataset: AnyDataset, device: torch.device, sa
     batch = samples.take(draw(len(samples), SAMPLES, torch.Generator().manual_seed(0)).to(device))
     done = 0
     for place, run in enumerate(runs):
-        pace.tell(place)
+        tell = partial(_tell, teller, len(runs), place)
+        tell()
         try:
             trained = network(plan.recipe, run, samples, dataset)
             trained.load_state_dict(study.weights(run))
-            _examine(trained.to(device).eval(), run, batch, _preset(plan), study, partial(pace.tell, place))
+            _examine(trained.to(device).eval(), run, batch, _preset(plan), study, tell)
             done += 1
         except (ValueError, RuntimeError, MemoryError) as error:
             say(f"the network of {run.folder} cannot be looked into, and the report leaves it out: {error}")
-    say(f"looked inside {done} trained network{'' if done == 1 else 's'}: {duration(max(1.0, pace.spent))}")
+    say(f"looked inside {done} trained network{'' if done == 1 else 's'}: {duration(max(1.0, teller.spent))}")
 
 
-class _Pace:
-    """Says every half minute how much is done, and how long the rest will take.
-
-    Args:
-        networks: to be measured.
-        say: told.
-    """
-
-    def __init__(self, networks: int, say: Callable[[str], None]) -> None:
-        self._networks, self._say = networks, say
-        self._started = self._spoken = time.perf_counter()
-
-    @property
-    def spent(self) -> float:
-        """Seconds since the beginning."""
-        return time.perf_counter() - self._started
-
-    def tell(self, networks: int, layer: str = "", share: float = 0.0) -> None:
-        """So many networks are done, and of the next one that share of the natural gradients."""
-        now, done = time.perf_counter(), (networks + share) / self._networks
-        if done and now - self._spoken >= _QUIET_SECONDS:
-            self._spoken = now
-            left = duration(max(1.0, self.spent / done * (1 - done)))
-            self._say(f"looking inside the trained networks: {done:.0%} done, {left} left")
+def _tell(teller: Teller, networks: int, place: int, layer: str = "", share: float = 0.0) -> None:
+    """Of so many networks, those before that place are done, and of this one that share of the natural gradients."""
+    done = (place + share) / networks
+    teller.tell(done, f"looking inside the trained networks: {done:.0%} done")
 
 
 def _known(study: Study, run: Run, say: Callable[[str], None]) -> bool:
     try:
         return _read(study, run) is not None
     except DamagedFileError as error:
-        file = _file(study, run)
-        aside = file.replace(file.with_name("probe.json.damaged"))
-        say(f"{error}; it is set aside as {aside.name} and measured anew")
+        say(f"{error}; it is set aside as {study.set_aside(run, 'probe.json').name} and measured anew")
         return False
-
-
-def _file(study: Study, run: Run) -> Path:
-    return study.path / run.folder / "probe.json"
 
 
 def _preset(plan: Plan) -> Preset:
@@ -174,5 +147,5 @@ def _read(study: Study, run: Run) -> Inside | None:
     try:
         return Inside(run.seed, content["samples"], Report.from_json(json.dumps(content)))
     except (ValueError, KeyError, TypeError) as error:
-        file = _file(study, run)
+        file = study.path / run.folder / "probe.json"
         raise DamagedFileError(f"{file} cannot be read ({error}): run the study again, or delete the file") from error

@@ -31,6 +31,7 @@ from zeromean.lab.images import Material, material
 from zeromean.lab.nets import mlp
 from zeromean.lab.plan import make, splits
 from zeromean.lab.recipes import RECIPES, AnyRecipe, ImageRecipe, find, override
+from zeromean.lab.recording import ran_out_of_memory
 from zeromean.lab.store import Run
 from zeromean.lab.together import Samples
 from zeromean.lab.train import build
@@ -222,7 +223,7 @@ def run(
     try:
         return _run(chosen, cast(Preset, preset), list(layers) or None, steps, every, on_layer)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not ran_out_of_memory(error):
             raise
         lighter = " or choose --preset light" if preset == "full" else ""
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A training step on CUDA, recorded as one graph and replayed, and the precision that its arithmetic has."""
+"""A training step on CUDA, recorded as one graph and replayed, the precision of its arithmetic, and lack of memory."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def warm_up(update: Update) -> None:
         for _ in range(_WARM_UP):
             update.take()
             update.load(before)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it says so, of the host or the device; torch tells of the host's in words alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def half_of(precision: Precision) -> torch.dtype | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -40,6 +41,31 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class Teller:
+    """Says now and then how much of something is done, and how long the rest will take.
+
+    Args:
+        say: told.
+        seconds: of silence, at least.
+    """
+
+    def __init__(self, say: Callable[[str], None], seconds: float) -> None:
+        self._say, self._seconds = say, seconds
+        self._started = self._spoken = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._started
+
+    def tell(self, done: float, words: str) -> None:
+        """Say them, if it is time to, with what is left after that share of the whole."""
+        now = time.monotonic()
+        if done and now - self._spoken >= self._seconds:
+            self._spoken = now
+            self._say(f"{words}, {duration(max(1.0, (now - self._started) / done * (1 - done)))} left")
 
 
 def length(recipe: Mapping[str, Any], epochs: int) -> str:

@@ -18,7 +18,7 @@ from zeromean.lab.data import AnyDataset
 from zeromean.lab.images import material
 from zeromean.lab.plan import epochs_of
 from zeromean.lab.recipes.images import ImageRecipe
-from zeromean.lab.schedule import duration
+from zeromean.lab.schedule import Teller
 from zeromean.lab.sharing import ALONE, Share
 from zeromean.lab.store import Run, Study
 from zeromean.lab.tensorboard import Board
@@ -112,16 +112,8 @@ def train_images(
 
 def _mean(progress: Progress) -> Callable[[int, int], None]:
     """Tells now and then how far the mean of all training images is."""
-    began = told = time.monotonic()
-
-    def tell(done: int, of: int) -> None:
-        nonlocal told
-        if (now := time.monotonic()) - told > _QUIET_SECONDS:
-            told = now
-            left = duration((now - began) / done * (of - done))
-            progress.say(f"mean of the training images: {done:,} of {of:,} read, {left} left")
-
-    return tell
+    teller = Teller(progress.say, _QUIET_SECONDS)
+    return lambda done, of: teller.tell(done / of, f"mean of the training images: {done:,} of {of:,} read")
 
 
 def _follow(
@@ -163,11 +155,8 @@ def stopped_by_sigterm() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         raise Stopped
 
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
+    with _sigterm_to(handle):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -185,8 +174,14 @@ def sigterm() -> Iterator[Callable[[], bool]]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    with _sigterm_to(handle):
+        yield lambda: bool(came)
+
+
+@contextmanager
+def _sigterm_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, handle)
     try:
-        yield lambda: bool(came)
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -98,15 +98,6 @@ def _write(path: Path, content: bytes, how: int, *, flush: bool = False) -> None
         os.close(descriptor)
 
 
-def _flush(path: Path) -> None:
-    """Wait until what was written to a file is on the disk."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
@@ -289,10 +280,10 @@ class Study:
             raise DamagedFileError(f"{file} holds {len(metrics)} epochs, its result {result['epochs']}: {_REPEAT}")
         return result, metrics
 
-    def set_aside(self, run: Run) -> Path:
-        """Rename a damaged result, so that the run is repeated and nothing is lost."""
-        file = self.path / run.folder / "result.json"
-        return file.replace(file.with_name("result.json.damaged"))
+    def set_aside(self, run: Run, name: str = "result.json") -> Path:
+        """Rename a damaged file, so that what it stood for is repeated and nothing is lost."""
+        file = self.path / run.folder / name
+        return file.replace(file.with_name(f"{name}.damaged"))
 
     def _checkpoint(self, owner: Stage | Run) -> Path:
         if isinstance(owner, Run):
@@ -302,7 +293,7 @@ class Study:
     def write_checkpoint(self, owner: Stage | Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Replace the checkpoint of a stage, or of a run that is trained alone, whose metrics reach the disk before."""
         if isinstance(owner, Run) and (metrics := self.path / owner.folder / "metrics.jsonl").exists():
-            _flush(metrics)
+            _write(metrics, b"", os.O_APPEND, flush=True)
         write_whole(self._checkpoint(owner), _serialize(tensors, {"state": json.dumps(state)}))
 
     def read_checkpoint(self, owner: Stage | Run) -> Checkpoint | None:

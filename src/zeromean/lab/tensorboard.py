@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,21 @@ from zeromean.lab.store import Run
 
 SCALARS = ("train_loss", "train_error", "validation_error", "learning_rate", "images_per_second")
 LAYERS = ("mean_activation", "mean_activation_spread")
+
+
+def summary_writer() -> Callable[..., Any]:
+    """What makes a writer of event files.
+
+    Raises:
+        ValueError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            f"--tensorboard needs the package tensorboard ({error}): pip install 'zeromean[tensorboard]'"
+        ) from error
+    return SummaryWriter
 
 
 class Board:
@@ -25,13 +40,7 @@ class Board:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                f"--tensorboard needs the package tensorboard ({error}): pip install 'zeromean[tensorboard]'"
-            ) from error
-        self._folder, self._new = folder / "tensorboard", SummaryWriter
+        self._folder, self._new = folder / "tensorboard", summary_writer()
         self._writers: dict[str, Any] = {}
         self._written: dict[str, int] = {}
 

@@ -154,7 +154,7 @@ class ImageRecipe:
         idle = {"pad": f"the data {self.data!r}"} if streamed else dict.fromkeys(("resize", "crop"), f"{self.data!r}")
         idle |= {"padding": self.network} if self.network == "elu15" else {}
         for field, user in idle.items():
-            default = type(self).__dataclass_fields__[field].default
+            default = getattr(type(self), field)
             left = getattr(self, field) in (default, 0)
             _check(left, self, field, f"left at {default} where {user} does not use it")
 
