@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import statistics
 import sys
 import time
@@ -38,9 +39,11 @@ from zeromean.lab.nets.convolutional import CHANNELS, PIXELS
 from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.recording import arithmetic, half_of
+from zeromean.lab.sharing import ALONE
 from zeromean.lab.store import Run
 
 PROFILED_STEPS = 3
+EPOCHS_DRAWN = 20
 PRODUCTS = ("xmma", "cutlass", "nvjet", "gemm", "fprop", "dgrad", "wgrad", "pooled_convolution")
 RECIPES = {"elu11": cifar100_elu11, "elu18": cifar100_elu18}
 CROPS = "crops"
@@ -94,6 +97,14 @@ def lab_step(recipe: ImageRecipe, device: torch.device) -> Step:
     return steps.take
 
 
+def draws(recipe: ImageRecipe, device: torch.device) -> float:
+    """Milliseconds of drawing an epoch's order, crops and flips, spread over its steps."""
+    images = random_images(IMAGES, device)
+    source = images.source(recipe, seed=0, dtype=torch.float16, share=ALONE)
+    epochs = itertools.count()
+    return milliseconds(lambda: source.set_epoch(next(epochs)), EPOCHS_DRAWN, device) / source.steps
+
+
 def makers(recipe: ImageRecipe, modes: Sequence[str]) -> dict[str, Maker]:
     """The contenders by name, the lab's step last."""
     found: dict[str, Maker] = {}
@@ -110,7 +121,7 @@ class Kernels(NamedTuple):
     Attributes:
         all: of them.
         products: in convolutions and matrix products.
-        augmentation: in crops and flips of the batch; 0 for a plain step, which has none.
+        augmentation: in crops and flips of the batch, without `draws`; 0 for a plain step, which has none.
         launches: how many there are.
     """
 
@@ -240,6 +251,7 @@ def main(words: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     recipe = endless(RECIPES[options.network](), options.batch, 100_000)
     table = rows(compare(makers(recipe, options.modes), device, options.rounds, options.steps), options.batch)
+    table[-1]["milliseconds_of_draws"] = round(draws(recipe, device), 4)
     report(table)
     if options.out:
         settings = {

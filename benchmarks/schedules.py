@@ -3,11 +3,11 @@
     PYTHONPATH=src python -m benchmarks.schedules cifar100-elu18 length=0.2 --gpus 2 --together 2 --out DIR
 
 Published are the first rate of 0.01, divided by 10 after 35,000 steps, and two fine-tunings: A, of 50,000 steps with
-dropout behind all layers, and B, of 40,000 steps with 1.5 times its rates. The length of the base phase before them is
-not, nor are the learning rates of A and B. Every schedule is trained, or those that are asked for, as in ``--schedules
-"as it is" "no middle"``, in the recipe's reading of the rest or each of ``--readings "" dropout=later
-padding=one_ceil``, which are overrides of the recipe or of `DROPOUTS`; the test set is never read. What schedules have
-in common is trained once: the base until each of its ends, and A where only B differs.
+dropout behind all layers, and B, of 40,000 with 1.5 times its rates. The length of the base phase before them is not,
+nor are the learning rates of A and B. Every schedule is trained, or those that are asked for, as in ``--schedules "as
+it is" "all at 0.001"``, in the recipe's reading of the rest or each of ``--readings "" dropout=later padding=ceil``,
+which are overrides of the recipe or of `DROPOUTS`; the test set is never read. What schedules have in common is trained
+once: the base until each of its ends, and A where only B differs.
 
 DIR gets ``results.jsonl``, a row a run, ``table.md``, a row a schedule and reading, and ``stems``, for each reading and
 seed up to six states of the network, of 0.3 GB. The same command continues where the time was over.
@@ -34,32 +34,29 @@ class Schedule(NamedTuple):
     """What is not published.
 
     Attributes:
-        middle: whether the base goes on after its rate fell, as long as the recipe says.
         a: learning rate of the first fine-tuning.
         b: of the second one.
-        falls: those of the two whose rate is divided by 10 after as many steps as the first rate is.
+        middle: whether the base goes on at a tenth of its rate, for as many steps as A has.
+        falls: whether the rate of A is divided by 10 after as many steps as the base has.
     """
 
-    middle: bool
     a: float
     b: float
-    falls: str = ""
+    middle: bool = False
+    falls: bool = False
 
 
 SCHEDULES = {
-    "as it is": Schedule(middle=True, a=1e-2, b=1e-3),
-    "A as the base": Schedule(middle=True, a=1e-2, b=1e-3, falls="A"),
-    "A and B as the base": Schedule(middle=True, a=1e-2, b=1e-2, falls="AB"),
-    "A at 0.001": Schedule(middle=True, a=1e-3, b=1e-4),
-    "no middle": Schedule(middle=False, a=1e-2, b=1e-3),
-    "no middle, all at 0.001": Schedule(middle=False, a=1e-3, b=1e-3),
-    "no middle, A as the base": Schedule(middle=False, a=1e-2, b=1e-3, falls="A"),
+    "as it is": Schedule(a=1e-2, b=1e-3),
+    "A as the base": Schedule(a=1e-2, b=1e-3, falls=True),
+    "all at 0.001": Schedule(a=1e-3, b=1e-3),
+    "middle": Schedule(a=1e-2, b=1e-3, middle=True),
 }
-# The paper gives seven rates for eight stacks. The recipe has them from the first stack on, so that none is dropped in
-# front of the classifier. In the 11-layer network, which has seven stacks, half of that is.
+# The paper gives seven rates for eight stacks: those of the first seven, those of the last seven, or, in the recipe,
+# the largest one for two stacks.
 DROPOUTS: dict[str, Callable[[Rates], Rates]] = {
-    "dropout=later": lambda rates: (0.0, *rates[:-1]),
-    "dropout=more": lambda rates: (*rates[:-2], rates[-3], 0.0),
+    "dropout=earlier": lambda rates: (*rates[:-2], 0.0, 0.0),
+    "dropout=later": lambda rates: (0.0, *rates[:-2], 0.0),
 }
 
 
@@ -73,19 +70,19 @@ def read(recipe: ImageRecipe, reading: Variant) -> ImageRecipe:
 
 
 def scheduled(recipe: ImageRecipe, schedule: Schedule) -> ImageRecipe:
-    """The recipe, of a base whose rate falls once and two fine-tunings, with another schedule."""
-    (_, first), (falls, low), *_ = recipe.rates
-    base, *tunings = recipe.phases
-    phases = (base if schedule.middle else replace(base, steps=falls), *tunings)
-    base_ends, a_ends, ends = ends_of_phases(replace(recipe, phases=phases))
-    rates = {0: first, falls: low, base_ends: schedule.a, a_ends: schedule.b}
-    if "A" in schedule.falls:
+    """The recipe, of a base at one rate and two fine-tunings, with another schedule."""
+    base, a, b = recipe.phases
+    (_, first), *_ = recipe.rates
+    falls = base.steps
+    phases = (replace(base, steps=falls + a.steps * schedule.middle), a, b)
+    base_ends, a_ends, _ = ends_of_phases(replace(recipe, phases=phases))
+    # Without a middle the base ends where its rate would fall.
+    rates = {0: first, falls: first / 10, base_ends: schedule.a, a_ends: schedule.b}
+    if schedule.falls:
         rates[base_ends + falls] = schedule.a / 10
-    if "B" in schedule.falls:
-        rates[a_ends + falls] = schedule.b / 10
-    rates = {step: rate for step, rate in sorted(rates.items()) if step < ends}
-    before = [None, *rates.values()]
-    pairs = tuple(pair for pair, last in zip(rates.items(), before, strict=False) if pair[1] != last)
+    ascending = sorted(rates.items())
+    before = [None, *(rate for _, rate in ascending)]
+    pairs = tuple(pair for pair, last in zip(ascending, before, strict=False) if pair[1] != last)
     return replace(recipe, phases=phases, rates=pairs)
 
 

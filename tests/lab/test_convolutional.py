@@ -150,7 +150,7 @@ def test_layers_are_named_by_stack_and_number() -> None:
 
 def test_dropout_is_behind_the_last_layer_of_a_stack() -> None:
     assert dropped(meta(elu11, 100, ELU)) == [0.1, 0.2, 0.3, 0.4, 0.5]
-    assert dropped(meta(elu18, 100, ELU)) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert dropped(meta(elu18, 100, ELU)) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]
     network = meta(elu15, 1000, ELU)
     assert dropped(network, 64) == [0.5, 0.5]
     assert list(network.stacks[4]._modules)[2::3] == ["dropout1", "dropout2"]
@@ -161,6 +161,7 @@ def test_dropout_is_behind_the_last_layer_of_a_stack() -> None:
         "stack4.dropout3": 0.3,
         "stack5.dropout3": 0.4,
         "stack6.dropout2": 0.5,
+        "stack7.dropout1": 0.5,
     }
 
 
@@ -168,9 +169,9 @@ def test_dropout_changes_during_training_and_not_the_state() -> None:
     network = meta(elu18, 100, ELU)
     keys = list(network.state_dict())
     network.set_dropout([1.5 * rate for rate in ELU18_DROPOUT], everywhere=True)
-    assert dropped(network) == [0.15] * 4 + [0.3] * 4 + [0.45] * 3 + [0.6] * 3 + [0.75] * 2
+    assert dropped(network) == [0.15] * 4 + [0.3] * 4 + [0.45] * 3 + [0.6] * 3 + [0.75] * 3
     network.set_dropout(ELU18_DROPOUT)
-    assert dropped(network) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert dropped(network) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]
     assert list(network.state_dict()) == keys
     assert dropped(network.eval()) == []
 

@@ -1,5 +1,6 @@
 """The comparison of the lab's step with a plain loop: processes that take turns, and what is made of their times."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from benchmarks.lab_step import LAB, Found, Kernels
 from tests.lab.small_images import CPU
 from torch import nn
 
+from zeromean.lab.data.augment import Batches
 from zeromean.lab.recipes.cifar import cifar100_elu11
 
 NONE = Kernels(None, None, None, None)
@@ -62,6 +64,16 @@ def test_the_profiler_s_names_are_those_of_the_programs() -> None:
 
     assert crops_programs.crops.fn.__name__ == lab_step.CROPS
     assert any(name in pooled_convolution_programs.pooled_convolution.fn.__name__ for name in lab_step.PRODUCTS)
+
+
+def test_what_an_epoch_s_draws_cost_is_spread_over_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    clock = iter([1.0, 2.0])
+    monkeypatch.setattr(lab_step, "IMAGES", 30)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(Batches, "set_epoch", lambda self, epoch: drawn.append(epoch))
+    assert lab_step.draws(replace(cifar100_elu11(), batch_size=10), CPU) == pytest.approx(1000 / 20 / 3)
+    assert drawn == [0, *range(20)]
 
 
 def test_each_plain_mode_is_there_without_and_with_the_search() -> None:

@@ -20,8 +20,8 @@ round up (recalled). A pooling of one pixel is left out.
 
 Source: Clevert, Unterthiner, Hochreiter, "Fast and accurate deep network learning by exponential linear units (ELUs)",
 ICLR 2016, section 4.2 (elu11) and 4.3 (elu18, which with the classes' own has 19 convolutions). Stated there: units,
-kernels, poolings, dropout rates. Our choice, beside the padding: dropout after the pooling; the seven rates given for
-eight stacks are those of the first seven; initial weights; one slope a channel for learnable activations.
+kernels, poolings, dropout rates. Our choice, beside the padding: dropout after the pooling; of the seven rates given for
+eight stacks, the largest is that of two; initial weights; one slope a channel for learnable activations.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ ELU18: Stacks = (
     (Layer(1152, 1),),
 )
 ELU11_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.0)
-ELU18_DROPOUT = (*ELU11_DROPOUT, 0.0)
+ELU18_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.0)
 PIXELS, CHANNELS = 32, 3
 
 
