@@ -117,7 +117,7 @@ def main() -> None:
     started = time.monotonic()
     recipe = override(find(options.recipe), options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = make(recipe, (), seeds=options.seeds or recipe.seeds, name=options.name)
+    plan = make(recipe, (), seeds=recipe.seeds if options.seeds is None else options.seeds, name=options.name)
     study, dataset = Study(options.runs / plan.study), data.load(recipe.data)
     facts = open_study(plan, study, dataset, device)
     if study.plan() is None:

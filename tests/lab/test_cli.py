@@ -199,6 +199,25 @@ def test_ctrl_c_counts_even_where_a_destructor_swallows_it() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), ["use fewer --workers", "continues"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ["name fewer seeds or arms"]),
+    ],
+)
+def test_what_a_machine_is_short_of_is_no_traceback(
+    error: Exception, told: list[str], zeromean: Zeromean, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def failing(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("zeromean.lab.cli.find", failing)
+    message = refusal(zeromean, capsys, "compare", *SMALL, *ARMS)
+    assert all(words in message for words in (str(error), *told))
+
+
 def test_a_full_disk_ends_cleanly_and_says_how_to_continue(
     zeromean: Zeromean, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import nn
 
 import zeromean as zm
-from zeromean.lab.progress import LayerBar
+from zeromean.lab.progress import Bar, LayerBar
 
 
 def test_a_full_probe_tells_each_layer_and_the_share_that_is_done() -> None:
@@ -60,3 +60,47 @@ def test_a_bar_on_a_terminal_is_taken_away() -> None:
     assert "natural gradients: tail" in file.getvalue()
     assert "50%" in file.getvalue()
     assert file.getvalue().endswith("\x1b[2K")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What time it is."""
+    now = [0.0]
+    monkeypatch.setattr("zeromean.lab.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def drawn(clock: list[float], width: int, *, seconds: float) -> str:
+    """The last drawing of the bar of a study whose ten epochs of 300 took so many seconds each."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=width)
+    console.get_time = lambda: clock[0]
+    with Bar(console) as bar:
+        on_epoch = bar.progress.stage("final", 300)
+        for epoch in range(11):
+            bar.progress.note("239,000 images/s, training error 8.45 %, 1 diverged, 12 steps overflowed")
+            on_epoch(epoch, 4)
+            clock[0] += seconds * (epoch < 10)
+    return file.getvalue().split("\x1b[2K")[-1]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_narrow_terminal_shows_what_is_done_and_left_before_the_pace(clock: list[float], width: int) -> None:
+    first, *below = drawn(clock, width, seconds=8.0).split("\n")
+    assert "10/300 epochs, 39 min left" in first
+    told = "4 runs together, 239,000 images/s, training error 8.45 %, 1 diverged, 12 steps overflowed"
+    assert told in " ".join(" ".join(below).split())
+
+
+def test_long_epochs_tell_the_time_left_too(clock: list[float]) -> None:
+    assert "10/300 epochs, 2.8 h left" in drawn(clock, 80, seconds=35.0)
+
+
+def test_the_last_line_tells_the_time_taken(clock: list[float]) -> None:
+    file = io.StringIO()
+    with Bar(Console(file=file, width=100)) as bar:
+        on_epoch = bar.progress.stage("final", 3)
+        on_epoch(0, 2)
+        clock[0] = 30.0
+        on_epoch(3, 2)
+    assert file.getvalue() == "final: epoch 3 of 3, 2 runs together, 0.2 run-epochs/s, took 30 s\n"

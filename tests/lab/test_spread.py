@@ -157,6 +157,9 @@ def test_gpus_that_are_not_there(
     assert first_gpus(2) == (torch.device("cuda", 0), torch.device("cuda", 1))
     with pytest.raises(ValueError, match=r"gpus must lie between 1 and 2, .* got 3"):
         first_gpus(3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="GPUs that this process sees, which are none, got 2: leave --gpus out"):
+        first_gpus(2)
     for words in (
         ["digits-mlp8", "--gpus", "2"],
         ["cifar100-elu11", "--gpus", "2", "--device", "cpu"],

@@ -58,6 +58,14 @@ def test_a_runs_weights_load_into_its_plain_network() -> None:
         torch.testing.assert_close(fresh(x[0]), outputs[run])
 
 
+def test_stacked_networks_stay_as_they_were() -> None:
+    given = [*networks(), mlp(WIDTHS, parse("eelu"), seed=7).double()]
+    stack = StackedNetwork(given)
+    stack.set_seeds(torch.arange(2 * len(given)).view(2, -1))
+    assert all(parameter.requires_grad for network in given for parameter in network.parameters())
+    assert given[-1][1].seed is None
+
+
 def test_hidden_activations_are_reported_layer_by_layer() -> None:
     stack = StackedNetwork(networks())
     x = torch.randn(len(ARMS), 4, 12, dtype=torch.float64)

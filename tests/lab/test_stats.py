@@ -313,6 +313,21 @@ class TestCompare:
         assert {one.verdict for one in found} == {"cannot support"}
         assert "0.00781 and 7 comparisons need 0.0071 or less; use at least 9 seeds." in found[0].sentence
 
+    def test_fewer_pairs_are_refused_only_where_no_data_could_support_them(self) -> None:
+        """Holm asks less of the second comparison: six pairs can be enough beside seven."""
+        arms: dict[str, list[float | None]] = {"relu": [*RELU[:7]], "a": [*shifted(-1)[:7]]}
+        clear, mixed = [*shifted(-1)[:6], None], [*(value + (-1) ** i for i, value in enumerate(RELU[:6])), None]
+        assert [one.verdict for one in stats.compare({**arms, "b": clear}, "relu")] == ["better", "better"]
+        found = stats.compare({**arms, "b": mixed}, "relu")[1]
+        assert (found.n_pairs, found.verdict) == (6, "no evidence")
+        assert "6 seeds); this design could detect one only if other comparisons are significant." in found.sentence
+        both = stats.compare({**arms, "a": [*shifted(-1)[:6], None], "b": clear}, "relu")
+        assert [one.verdict for one in both] == ["cannot support", "cannot support"]
+
+    def test_differences_that_do_not_vary_are_told_as_they_are(self) -> None:
+        (found,) = stats.compare({"relu": [99.99] * 7, "elu": [0.01] * 7}, "relu")
+        assert "by 99.98 points (95 % interval 99.98 to 99.98, adjusted p = 0.016, 7 seeds)" in found.sentence
+
     def test_holm_is_over_the_comparisons(self) -> None:
         arms = {"relu": RELU, "a": shifted(-0.8), "b": shifted(0.02), "c": shifted(-0.1)}
         found = stats.compare(arms, "relu")

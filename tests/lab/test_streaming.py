@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tests.lab.image_folders import CROP, SIDE, pixels_of, small, write_folder, write_tiny
 from tests.lab.small_images import untimed
 from torch import Tensor
@@ -172,8 +173,20 @@ def test_the_mean_image_is_found_once(folder: Path, tmp_path: Path, monkeypatch:
         patch.setattr(folders, "mean_image", None)
         assert torch.equal(streamed(recipe()).mean, mean)
     kept.write_bytes(kept.read_bytes()[:-9] + b"\0" * 9)
-    with pytest.warns(UserWarning, match="is damaged: the mean image is computed anew"):
+    with pytest.warns(UserWarning, match=r"is damaged \(its sum .*\): the mean image is computed anew"):
         assert torch.equal(streamed(recipe()).mean, mean)
+
+
+def test_other_images_of_these_names_and_sizes_have_a_mean_of_their_own(folder: Path) -> None:
+    def found(seed: int) -> Tensor:
+        for number, file in enumerate(load_folder("imagenet").folder.train.files):
+            Image.fromarray(pixels_of(seed, number)).save(file, "BMP")
+        return streamed(recipe()).mean
+
+    means = [found(seed) for seed in range(2)]
+    assert not torch.equal(*means)
+    split = load_folder("imagenet").folder.train
+    assert torch.equal(means[1], mean_image(split, workers=0, resize=SIDE))
 
 
 def test_the_test_images_are_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,14 @@ def test_orders_are_uniform() -> None:
     assert (counts - 800).abs().max() < 5 * (4000 * 0.2 * 0.8) ** 0.5
 
 
+def test_many_samples_do_not_keep_their_own_order_where_first_keys_are_equal() -> None:
+    (order,) = sample_order(torch.tensor([3]), 0, 200_000)
+    assert torch.equal(order.sort().values, torch.arange(200_000))
+    rising = (order.diff() > 0).double().mean()
+    assert abs(rising - 0.5) < 5 * (1 / 12 / 200_000) ** 0.5
+    assert not torch.equal(order, sample_order(torch.tensor([3]), 1, 200_000)[0])
+
+
 def test_noise_seeds_are_distinct_over_runs_layers_and_steps() -> None:
     seeds = [noise_seeds(torch.tensor([0, 1, 65535]), 8, torch.tensor([step])) for step in (0, 1, 2**31)]
     assert torch.stack(seeds).unique().numel() == 3 * 8 * 3

@@ -138,6 +138,18 @@ def test_steps_equal_those_of_a_plain_loop(changes: dict[str, Any], activation: 
     assert found.keys() - wanted.keys() == {"place", "number", "loss_sum", "first_void"}
 
 
+def test_a_last_epoch_that_is_cut_short_counts_whole() -> None:
+    training, seen = Training(recipe(), run(), material(), CPU), list[float]()
+    while not training.done:
+        training.begin_epoch()
+        while training.steps_left:
+            training.advance()
+            seen.append(training.epochs_done)
+        training.finish_epoch()
+    assert training.epochs_done == 3
+    assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3])
+
+
 def test_parts_of_a_batch_have_noise_of_their_own() -> None:
     training = begun(Training(recipe(accumulate=2), run("rrelu"), material(), CPU))
     other = begun(Training(recipe(), run("rrelu"), material(), CPU, Share(1, 2)))

@@ -384,7 +384,7 @@ def _summarise(study: Study) -> None:
     study.write_text("summary.md", to_markdown(summary))
     page = write_report(study.path)
     _console.print(pages.results(summary))
-    _console.print(f"report: {page}", soft_wrap=True)
+    _console.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
 def _device(name: str) -> torch.device:
@@ -426,6 +426,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):
+            _fail(
+                f"a process that reads images was ended ({error}): mostly memory or /dev/shm was short; use fewer "
+                "--workers; the same command continues"
+            )
         if not ran_out_of_memory(error):
             raise
         _fail(f"out of memory ({error}): name fewer seeds or arms, or make the network smaller")

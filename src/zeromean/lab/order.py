@@ -15,15 +15,21 @@ _ORDER = 1 << 62  # keeps the streams of orders apart from those of noise
 
 
 def sample_order(seeds_r: Tensor, epoch: int, samples: int) -> Tensor:
-    """A permutation of the samples for each run, ``[R, samples]``, by sorting random keys.
+    """A permutation of the samples for each run, ``[R, samples]``, by sorting random keys of 16 bits.
+
+    Equal keys leave samples in their own order. Above 2^16 samples, of which many share a key and which may lie sorted
+    by class, second keys decide.
 
     Args:
         seeds_r: the runs' seeds, int64.
         epoch: every epoch has its own permutation.
         samples: how many there are.
     """
-    keys = _ORDER + (seeds_r << 32) + epoch
-    return torch.argsort(uniform(keys.view(-1, 1), (len(seeds_r), samples)), dim=1, stable=True)
+    seeds = (_ORDER + (seeds_r << 32) + epoch).view(-1, 1)
+    keys = uniform(seeds, (len(seeds_r), samples))
+    if samples > 1 << 16:
+        keys = keys.double() + uniform(seeds, keys.shape, stream=1).double() / (1 << 16)
+    return torch.argsort(keys, dim=1, stable=True)
 
 
 def noise_seeds(seeds_r: Tensor, layers: int, step: Tensor) -> Tensor:

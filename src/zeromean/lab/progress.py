@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterable
 from types import FrameType, TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from zeromean.lab import compare
 from zeromean.lab.schedule import duration
@@ -23,6 +18,15 @@ from zeromean.lab.store import Stage
 from zeromean.lab.together import OnEpoch
 
 _QUIET_SECONDS = 10
+
+
+class _Below(Progress):
+    """The bars, and below them how fast the last one advances: beside it, a narrow terminal would have no room."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.tasks:
+            yield Text(self.tasks[-1].fields["rate"])
 
 
 class Bar:
@@ -36,11 +40,10 @@ class Bar:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs · {task.fields[rate]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("epochs{task.fields[left]}"),
         )
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = _Below(*columns, console=console, disable=not console.is_terminal)
         self.progress = compare.Progress(say=self._say, stage=self._stage, note=self._note)
         self._noted = ""
 
@@ -67,7 +70,7 @@ class Bar:
         self._noted = text
 
     def _stage(self, stage: Stage, epochs: int) -> OnEpoch:
-        task = self._bar.add_task("tuning" if stage == "tuning" else "training", total=epochs, rate="")
+        task = self._bar.add_task("tuning" if stage == "tuning" else "training", total=epochs, rate="", left="")
         clock = _Clock()
 
         def on_epoch(epoch: float, runs: int) -> None:
@@ -76,10 +79,11 @@ class Bar:
             pace = clock.rate(epoch, runs)
             together = "1 run" if runs == 1 else f"{runs} runs together"
             rate = ", ".join(part for part in (together, self._noted or pace) if part)
-            self._bar.update(task, completed=epoch, rate=rate)
+            left = clock.left(epoch, epochs)
+            self._bar.update(task, completed=epoch, rate=rate, left=left)
             if not self._console.is_terminal and clock.due(epoch, epochs):
                 place = f"{epoch:.0f}" if epoch == int(epoch) else f"{epoch:.2f}"
-                self._say(f"{stage}: epoch {place} of {epochs}, {rate}{clock.left(epoch, epochs)}")
+                self._say(f"{stage}: epoch {place} of {epochs}, {rate}{left}")
 
         return on_epoch
 
@@ -96,7 +100,7 @@ class LayerBar:
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
+            TextColumn("done{task.fields[left]}"),
         )
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = TaskID(0)
@@ -104,7 +108,7 @@ class LayerBar:
 
     def __enter__(self) -> LayerBar:
         self._bar.start()
-        self._task = self._bar.add_task("natural gradients", total=1.0, visible=False)
+        self._task = self._bar.add_task("natural gradients", total=1.0, visible=False, left="")
         return self
 
     def __exit__(
@@ -117,9 +121,9 @@ class LayerBar:
         if share == 0:
             self._clock = _Clock()
             self._bar.reset(self._task, visible=True)
-        self._bar.update(self._task, completed=share, description=f"natural gradients: {name}")
+        left = self._clock.left(share, 1)
+        self._bar.update(self._task, completed=share, left=left, description=f"natural gradients: {name}")
         if not self._console.is_terminal and share and self._clock.due(share, 1):
-            left = self._clock.left(share, 1)
             self._console.print(f"natural gradients: {share:.0%} done, {name} is next{left}", markup=False)
 
 
@@ -144,5 +148,7 @@ class _Clock:
         return True
 
     def left(self, epoch: float, epochs: int) -> str:
-        done = epoch - (self.first or 0)
-        return f", {duration((time.monotonic() - self.started) / done * (epochs - epoch))} left" if done else ""
+        done, spent = epoch - (self.first or 0), time.monotonic() - self.started
+        if epoch >= epochs:
+            return f", took {duration(spent)}"
+        return f", {duration(spent / done * (epochs - epoch))} left" if done else ""

@@ -19,14 +19,14 @@ from zeromean.lab.data import FolderDataset, describe, describe_folders, is_fold
 from zeromean.lab.recipes import RECIPES, ImageRecipe, find
 from zeromean.lab.schedule import duration, length, setting
 from zeromean.lab.store import Study
-from zeromean.lab.summary import Summary, to_tables
+from zeromean.lab.summary import Summary, difference_unit_of, metric_of, to_tables
 from zeromean.lab.summary import load as load_summary
 from zeromean.spelling import nearest
 
 
 def _table(title: str, *columns: str) -> Table:
     """A table whose first column, a name to be typed, is not broken."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=place == 0)
     return table
@@ -96,8 +96,8 @@ def data_sets(names: Sequence[str]) -> Table:
     named = [load_folder(name) if is_folder(name) else load(name) for name in names]
     table = _table("Data sets", "name", "training", "test", "pixels", "state", "where", "note")
     for row in (*describe(), *describe_folders()):
-        pixels = "x".join(map(str, row.image_shape[1:]))
-        table.add_row(row.name, str(row.train_count), str(row.test_count), pixels, row.state, row.where, row.detail)
+        counts, pixels = (str(row.train_count), str(row.test_count)), "x".join(map(str, row.image_shape[1:]))
+        table.add_row(row.name, *counts, pixels, row.state, Text(row.where), Text(row.detail))
     for dataset in named:
         if isinstance(dataset, FolderDataset) and "/" in dataset.name:
             table.add_row(*_folder(dataset))
@@ -150,7 +150,7 @@ def _detectable(facts: dict[str, Any]) -> str:
     if difference is None:
         return f"{_number(len(facts['seeds']), 'seed')} cannot support a verdict on {pairs}: use more seeds"
     return (
-        f"smallest detectable difference of the test error: {difference:.2g} {recipe['error_unit']} "
+        f"smallest detectable difference of the {metric_of(facts)}: {difference:.2g} {difference_unit_of(facts)} "
         f"(80 % power, 5 % level, {pairs}, sd {recipe['expected_sd']:g} assumed from our records)"
     )
 
@@ -164,8 +164,9 @@ def _time(seconds: float | None) -> str:
 
 
 def results(summary: Summary) -> RenderableType:
-    """Verdicts and the table of arms."""
+    """What was trained, verdicts, and the tables of arms and comparisons."""
+    title = Text(f"{summary.plan['study']}: {summary.plan['recipe']['title']}", style="bold")
     words = "\n".join(
         word for word in (*summary.sentences, summary.progress, summary.exclusions, summary.edges) if word
     )
-    return Group(Text(words), *to_tables(summary))
+    return Group(title, Text(words), *to_tables(summary))

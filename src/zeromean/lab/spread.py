@@ -40,6 +40,8 @@ def first_gpus(count: int) -> tuple[torch.device, ...]:
         ValueError: there are fewer.
     """
     there = torch.cuda.device_count()
+    if not there:
+        raise ValueError(f"gpus must be GPUs that this process sees, which are none, got {count}: leave --gpus out")
     if not 1 <= count <= there:
         raise ValueError(f"gpus must lie between 1 and {there}, the GPUs that this process sees, got {count}")
     return tuple(torch.device("cuda", index) for index in range(count))

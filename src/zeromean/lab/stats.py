@@ -55,7 +55,7 @@ class Comparison:
         probability_better: chance that a run of the arm beats a run of the baseline, over all pairs of runs. Ties count
             half. A run that did not finish loses to one that did.
         detectable: smallest difference found with power 0.8 in one comparison of this family, given the spread of the
-            differences; inf if none can be, nan if the differences do not vary.
+            differences, whatever the others find; inf if none can be, nan if the differences do not vary.
         verdict: "better" or "worse" if `p_adjusted` is at most 1 - level and the interval excludes 0; "cannot support"
             if no data from this many seeds could; else "no evidence".
         sentence: the verdict in plain words.
@@ -136,10 +136,12 @@ def compare_pairs(
     """
     runs = _runs(errors, {arm for pair in pairs for arm in pair})
     family = _Family(len(pairs), level, 1 - proper_fraction("level", level), metric, unit, lower_is_better)
-    p_values = [sign_flip_test(_paired_differences(runs[arm], runs[other])) for arm, other in pairs]
+    differences = [_paired_differences(runs[arm], runs[other]) for arm, other in pairs]
+    p_values = [sign_flip_test(one) for one in differences]
+    attainable = holm([smallest_p(one.size) for one in differences])
     return [
-        family.judge((arm, other), runs[arm], runs[other], p_value, float(p_adjusted))
-        for (arm, other), p_value, p_adjusted in zip(pairs, p_values, holm(p_values), strict=True)
+        family.judge((arm, other), runs[arm], runs[other], p_value, float(p_adjusted), float(least))
+        for (arm, other), p_value, p_adjusted, least in zip(pairs, p_values, holm(p_values), attainable, strict=True)
     ]
 
 
@@ -155,7 +157,13 @@ class _Family:
     lower_is_better: bool
 
     def judge(
-        self, names: tuple[str, str], arm_runs: Array, baseline_runs: Array, p_value: float, p_adjusted: float
+        self,
+        names: tuple[str, str],
+        arm_runs: Array,
+        baseline_runs: Array,
+        p_value: float,
+        p_adjusted: float,
+        attainable: float,
     ) -> Comparison:
         differences = _paired_differences(arm_runs, baseline_runs)
         both = ~np.isnan(arm_runs - baseline_runs)
@@ -174,15 +182,16 @@ class _Family:
             p_adjusted=p_adjusted,
             probability_better=_probability_better(arm_runs, baseline_runs, self.lower_is_better),
             detectable=self.detectable(differences),
-            verdict=self.verdict(differences, interval, p_adjusted),
+            verdict=self.verdict(differences, interval, p_adjusted, attainable),
             sentence="",
         )
         return replace(found, sentence=self.sentence(found) + _exclusions(found, arm_runs.size))
 
-    def verdict(self, differences: Array, interval: Interval, p_adjusted: float) -> Verdict:
+    def verdict(self, differences: Array, interval: Interval, p_adjusted: float, attainable: float) -> Verdict:
+        """``attainable`` is the adjusted p-value where every comparison has the smallest that its seeds can give."""
         if p_adjusted <= self.alpha and interval.excludes(0):
             return "better" if (mean_or_nan(differences) < 0) == self.lower_is_better else "worse"
-        if smallest_p(differences.size) * self.comparisons > self.alpha:
+        if attainable > self.alpha:
             return "cannot support"
         return "no evidence"
 
@@ -217,11 +226,11 @@ class _Family:
         size, low, high, detectable = _rounded(
             [found.difference, found.interval.low, found.interval.high, found.detectable]
         )
-        could = (
-            f"this design could detect {self.with_unit(detectable)}"
-            if found.interval.low < found.interval.high
-            else "the differences do not vary, so what this design could detect is unknown"
-        )
+        could = f"this design could detect {self.with_unit(detectable)}"
+        if found.interval.low == found.interval.high:
+            could = "the differences do not vary, so what this design could detect is unknown"
+        elif math.isinf(found.detectable):
+            could = "this design could detect one only if other comparisons are significant"
         return (
             f"No evidence of a difference in {self.metric} between {found.arm} and {found.baseline}: "
             f"{self.with_unit(size)} ({self.evidence(found, low, high)}); {could}."
@@ -254,8 +263,8 @@ def _exclusions(found: Comparison, runs: int) -> str:
 
 
 def _rounded(numbers: Sequence[float]) -> list[str]:
-    """All to the same decimals, which give the span of an interval's ends two significant digits."""
-    span = np.ptp(numbers[1:3]) / 2 or max(map(abs, numbers)) or 1.0
+    """All to the same decimals: two significant digits of the span of an interval's ends, four where it has none."""
+    span = np.ptp(numbers[1:3]) / 2 or max(map(abs, numbers)) / 100 or 1.0
     decimals = min(8, max(0, 1 - math.floor(math.log10(span))))
     # Adding 0.0 turns -0.0 into 0.0.
     return [f"{round(number, decimals) + 0.0:.{decimals}f}" for number in numbers]

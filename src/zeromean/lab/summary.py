@@ -150,7 +150,7 @@ class Summary:
     @property
     def metric(self) -> str:
         """The name of the error on the test set."""
-        return _metric(self.plan)
+        return metric_of(self.plan)
 
     @property
     def unit(self) -> str:
@@ -160,7 +160,7 @@ class Summary:
     @property
     def difference_unit(self) -> str:
         """Of a difference of two errors."""
-        return _difference_unit(self.plan)
+        return difference_unit_of(self.plan)
 
     @property
     def decimals(self) -> int:
@@ -179,8 +179,12 @@ class Summary:
 
     @property
     def speed(self) -> str:
-        """How fast runs on images were, in words; empty where no result says it."""
-        results = [run.result for arm in self.arms for run in arm.runs if run.result.get("images_per_second")]
+        """How fast runs on images were, in words; empty where no result says it.
+
+        Over the runs that ended well, as others were cut short; over all where none did.
+        """
+        timed = [run for arm in self.arms for run in arm.runs if run.result.get("images_per_second")]
+        results = [run.result for run in timed if run.status == "ok"] or [run.result for run in timed]
         if not results:
             return ""
         seconds = sum(result["seconds"] for result in results) / len(results)
@@ -220,11 +224,13 @@ class Summary:
         )
 
 
-def _metric(plan: Mapping[str, Any]) -> str:
+def metric_of(plan: Mapping[str, Any]) -> str:
+    """The name of the error on the test set of that plan."""
     return "test reconstruction error" if plan["recipe"]["task"] == "reconstruction" else "test error"
 
 
-def _difference_unit(plan: Mapping[str, Any]) -> str:
+def difference_unit_of(plan: Mapping[str, Any]) -> str:
+    """Of a difference of two such errors."""
     return f"× {plan['recipe']['error_unit']}" if plan["recipe"]["task"] == "reconstruction" else "points"
 
 
@@ -293,7 +299,7 @@ def _compare(plan: Mapping[str, Any], arms: Sequence[Arm]) -> tuple[stats.Compar
     label = {arm.name: arm.label for arm in arms}
     errors = {arm.label: [run.test_error for run in arm.runs] for arm in arms}
     pairs = [(label[arm], label[baseline]) for arm, baseline in plan["comparisons"]]
-    return tuple(stats.compare_pairs(errors, pairs, metric=_metric(plan), unit=_difference_unit(plan)))
+    return tuple(stats.compare_pairs(errors, pairs, metric=metric_of(plan), unit=difference_unit_of(plan)))
 
 
 def to_csv(summary: Summary) -> str:
@@ -417,6 +423,8 @@ def detectable(summary: Summary) -> str:
     """What the design can find, in words."""
     count, assumed = len(summary.plan["seeds"]), summary.plan["recipe"]["expected_sd"]
     seeds = "1 seed per arm" if count == 1 else f"{count} seeds per arm"
+    if not summary.plan["comparisons"]:
+        return f"{seeds}, one arm: nothing to compare"
     found = summary.plan["detectable_difference"]
     if found is None:
         return f"{seeds} cannot reach significance, however large the difference"
@@ -472,7 +480,7 @@ def to_tables(summary: Summary) -> list[Table]:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
         for column in shown:
             title = short.get(head[column], head[column])
-            table.add_column(Text(title), justify="left" if column < left else "right")
+            table.add_column(Text(title), justify="left" if column < left else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(row[column]) for column in shown))
         tables += [table] if rows else []

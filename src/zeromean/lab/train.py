@@ -267,7 +267,8 @@ class Training:
     @property
     def epochs_done(self) -> float:
         """With the part of the one that was begun."""
-        return self.epoch + max(0, self.steps_done - self.epoch * self._batches.steps) / self._batches.steps
+        before = self.epoch * self._batches.steps
+        return self.epoch + max(0, self.steps_done - before) / max(1, self._steps_after(before))
 
     @property
     def overflows(self) -> int:
@@ -278,7 +279,7 @@ class Training:
         """Draw the order and the crops of the next epoch, or of the one that was left, and go on with it."""
         before = self.epoch * self._batches.steps
         taken = self.steps_done - before
-        self._steps_of_epoch = min(self._batches.steps, self.recipe.steps - before)
+        self._steps_of_epoch = self._steps_after(before)
         self.steps_left = self._steps_of_epoch - taken
         if self._drawn == self.epoch:
             return
@@ -290,6 +291,10 @@ class Training:
             self._update.place.fill_(taken)
             if not taken:
                 self._update.loss_sum.zero_()
+
+    def _steps_after(self, before: int) -> int:
+        """Steps of the epoch that begins after so many."""
+        return min(self._batches.steps, self.recipe.steps - before)
 
     def advance(self) -> None:
         """Queue the next step."""

@@ -233,6 +233,13 @@ def test_offline_and_absent_states_every_remedy(tiny: CifarDataset, tmp_path: Pa
         assert part in str(raised.value)
 
 
+def test_offline_another_archive_in_place_is_told(tiny: CifarDataset, tmp_path: Path) -> None:
+    (tmp_path / "tiny.tar.gz").write_bytes(b"half of it")
+    rule = rf"tiny\.tar\.gz, whose MD5 sum in {tmp_path} is not {'0' * 32}, could not be downloaded"
+    with pytest.raises(ValueError, match=rule):
+        load_cifar(replace(tiny, archive_md5="0" * 32, addresses=("http://127.0.0.1:1/",)), tmp_path)
+
+
 @pytest.mark.parametrize(("published", "row", "classes"), [(CIFAR10, 3073, 10), (CIFAR100, 3074, 100)])
 def test_published_facts_agree_with_each_other(published: CifarDataset, row: int, classes: int) -> None:
     assert published.train.count == 50_000

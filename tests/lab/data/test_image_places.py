@@ -1,5 +1,6 @@
 """Which files of a folder are its images, and that none of them is left out in silence."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 from tests.lab.image_folders import pixels_of, write_folder, write_tiny
 
+from zeromean.lab.data import load_folder
 from zeromean.lab.data.images import SUFFIXES, read_image_folder
 
 
@@ -86,6 +88,25 @@ def test_classes_may_be_links(root: Path, tmp_path: Path) -> None:
     (root / "train" / "n01").rename(tmp_path / "elsewhere")
     (root / "train" / "n01").symlink_to(tmp_path / "elsewhere")
     assert read_image_folder(root) == before
+
+
+@pytest.mark.parametrize("parts", [("train",), ("train", "val")])
+def test_classes_whose_link_leads_nowhere_are_refused(root: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        (root / part / "n02").symlink_to(root / "unmounted")
+    with pytest.raises(ValueError, match=r"every link in .*train must lead .* got 1 that leads nowhere, such as n02: "):
+        read_image_folder(root)
+
+
+def test_a_class_may_have_a_name_that_is_not_utf_8(root: Path) -> None:
+    for part in ("train", "val"):
+        (root / part / "n01").rename(root / part / os.fsdecode(b"caf\xe9"))
+    assert os.fsencode(load_folder(str(root)).classes[0]) == b"caf\xe9"
+
+
+def test_a_home_of_nobody_is_a_folder_that_is_absent() -> None:
+    with pytest.raises(ValueError, match=r"~nobody_at_all/photos must hold the folders train and val"):
+        load_folder("~nobody_at_all/photos")
 
 
 def test_of_many_places_four_are_named(root: Path) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from playwright.sync_api import Browser, sync_playwright
-from tests.lab.image_study import write_image_study
+from tests.lab.image_study import CPU, tiny_cifar, write_image_study
 
 from zeromean.diagnostics import probe
 from zeromean.lab.activation import parse
 from zeromean.lab.inside import examined
 from zeromean.lab.nets import mlp
+from zeromean.lab.plan import describe, make
+from zeromean.lab.recipes.cifar import cifar100_elu11
 from zeromean.lab.report import write_report
 from zeromean.lab.store import Study
 from zeromean.lab.summary import load
@@ -51,6 +53,22 @@ def rates_file(study_folder: StudyFolder) -> Path:
 def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four arms, two of them with batch normalization, of an 18-layer network; a run diverged."""
     return write_report(write_image_study(tmp_path_factory.mktemp("images"), network="elu18", diverged=3).path)
+
+
+@pytest.fixture(scope="session")
+def many_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine arms, one more than the page has colours, of one run each."""
+    plan = make(cifar100_elu11(), [f"leaky_relu:0.{arm}" for arm in range(1, 10)], seeds=1)
+    study = Study(tmp_path_factory.mktemp("many") / "study")
+    study.write_plan(describe(plan, tiny_cifar(train=100), CPU, None))
+    for place, run in enumerate(plan.runs({})):
+        study.begin(run)
+        for epoch in (1, 2):
+            row = {"epoch": epoch, "train_loss": 4.0 / epoch + place, "train_error": 9.0, "validation_error": None}
+            study.append_metrics(run, {**row, "mean_activation": [0.1], "mean_activation_spread": [0.2]})
+        outcome = {"status": "ok", "test_error": 30.0 + place, "epochs": 2, "seconds": 1.0}
+        study.finish(run, {**outcome, "images_per_second": 4.0 * 7.0**place}, None)
+    return write_report(study.path)
 
 
 @pytest.fixture(scope="session")

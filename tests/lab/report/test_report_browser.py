@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def test_networks_are_drawn_with_their_healthy_ranges(
         assert band["width"] > 100
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_names_and_notes_of_comparisons_do_not_meet(visit: Open, many_file: Path, width: int) -> None:
+    boxes = visit(many_file, width=width).evaluate(
+        """[...document.querySelectorAll("#differences svg text")].map(text => text.getBoundingClientRect())
+            .filter(box => box.width).map(box => [box.left, box.right, box.top, box.bottom])"""
+    )
+    assert len(boxes) > 6
+    crowded = [(a, b) for a, b in combinations(boxes, 2) if max(a[0], b[0]) < min(a[1], b[1])]
+    assert all(max(a[2], b[2]) >= min(a[3], b[3]) - 1 for a, b in crowded)
+
+
 def test_charts_need_no_script(visit: Open, page_file: Path) -> None:
     page = visit(page_file, scripts=False)
     assert page.locator("figure .plot svg:visible").count() == page.locator("figure").count()
@@ -158,6 +170,17 @@ def test_signs_and_bounds_sort_by_value(visit: Open, page_file: Path) -> None:
     assert min(lows) < 0
 
 
+def test_thousands_sort_by_value(visit: Open, many_file: Path) -> None:
+    page = visit(many_file)
+    page.get_by_text("Every run (9)").click()
+    button, read = column(page, "Every run", "images/s")
+    for reverse in (False, True):
+        button.click()
+        rates = [float(text.replace(",", "")) for text in read()]
+        assert rates == sorted(rates, reverse=reverse)
+        assert max(rates) > 1e6 > 10 > min(rates)
+
+
 def test_the_keyboard_sorts_and_empty_cells_stay_last(visit: Open, page_file: Path) -> None:
     page = visit(page_file)
     page.get_by_text("Every run (40)").click()
@@ -187,6 +210,14 @@ def test_the_key_brings_an_arm_forward_and_back(visit: Open, page_file: Path) ->
     assert page.locator(".key button[aria-pressed=true]").all_inner_texts() == ["ShiftedReLU", "ShiftedReLU"]
     button.click()
     assert page.locator(".dim").count() == 0
+
+
+def test_the_key_tells_arms_of_one_colour_apart(visit: Open, many_file: Path) -> None:
+    page = visit(many_file)
+    shown = [page.locator(f"#learning path[stroke='var(--arm-{arm})']").first for arm in (0, 8)]
+    assert len({line.evaluate("line => getComputedStyle(line).stroke") for line in shown}) == 1
+    page.locator("#learning .key button", has_text="LeakyReLU(0.9)").click()
+    assert ["dim" in (line.get_attribute("class") or "") for line in shown] == [True, False]
 
 
 def test_a_dot_says_which_run_it_is(visit: Open, page_file: Path) -> None:

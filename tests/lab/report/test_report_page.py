@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from tests.lab.image_study import write_image_study
 
-from zeromean.lab.report import build, write_report
+from zeromean.lab.report import build, charts, write_report
 from zeromean.lab.report.charts import Curve, can_log, scale_of
 from zeromean.lab.report.curves import Point
-from zeromean.lab.report.drawing import COLOURS, colour, dash
+from zeromean.lab.report.drawing import COLOURS, colour, dash, repeated
+from zeromean.lab.report.methods import paragraph
 from zeromean.lab.store import Study
 from zeromean.lab.summary import load
 
@@ -215,7 +216,7 @@ def test_scale_holds_every_band_and_zero() -> None:
 
 def test_arms_differ_without_colour_and_beyond_the_colours() -> None:
     assert len({tuple(dash(arm)) for arm in range(COLOURS)}) == COLOURS
-    assert len({(colour(arm), *dash(arm)) for arm in range(3 * COLOURS)}) == 3 * COLOURS
+    assert len({(arm % COLOURS, *dash(arm)) for arm in range(3 * COLOURS)}) == 3 * COLOURS
 
 
 def test_methods_of_an_image_study(image_file: Path) -> None:
@@ -262,3 +263,71 @@ def test_an_image_study_that_has_not_begun(tmp_path: Path) -> None:
         file.unlink()
     text = " ".join(Tags(write_report(study.path).read_text()).texts)
     assert "No verdict yet: 4 of 4 runs are not done." in " ".join(text.split())
+
+
+def drawings(text: str, label: str) -> list[str]:
+    """The SVGs whose description begins so."""
+    return re.findall(f'<svg class="[^>]*aria-label="{label}.*?</svg>', text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_training_of_one_epoch_is_drawn_as_dots(study_folder: StudyFolder, seeds: int) -> None:
+    text = write_report(study_folder(arms=("elu", "relu"), seeds=seeds, epochs=1).path).read_text()
+    for label in ("Training loss", "Training error", "Mean activation against", "Spread over", "Layer 1 "):
+        for drawing in drawings(text, label):
+            dots = re.findall(r'<path [^>]*d="[^"]*A[^"]*"[^>]*fill="([^"]*)"', drawing)
+            assert set(dots) == {colour(arm) for arm in range(2)}, label
+    assert len(drawings(text, "Training")) == 4  # two charts, each with two scales
+    assert "The dot is the mean over all runs" in text
+    assert "Dots are means over seeds, bars reach" in text
+
+
+def ticks(drawing: str) -> list[float]:
+    """The numbers on the axes, hyphens for minus signs."""
+    found = re.findall(r'fill="var\(--quiet\)">([^<]+)<', drawing)
+    return [float(text.replace("\u2212", "-")) for text in found if re.fullmatch(r"[\u2212\d.]+", text)]
+
+
+def test_a_single_run_stands_between_ticks_that_say_where(study_folder: StudyFolder) -> None:
+    study = study_folder(arms=("elu",), seeds=1, epochs=2)
+    (error,) = (run.test_error for run in load(study).arms[0].runs)
+    assert error is not None
+    wide, narrow = drawings(write_report(study.path).read_text(), "test error")
+    for drawing in (wide, narrow):
+        shown = ticks(drawing)
+        assert len(shown) > 2
+        assert min(shown) < error < max(shown)
+        # Where the error's dot is, by the ticks' own places.
+        places = [float(x) for x in re.findall(r'<text text-anchor="middle" transform="translate\(([\d.]+),', drawing)]
+        slope = (places[len(shown) - 1] - places[0]) / (shown[-1] - shown[0])
+        (dot,) = re.findall(r'aria-label="ELU, seed 0[^>]*translate\(([\d.]+),', drawing)
+        assert places[0] + slope * (error - shown[0]) == pytest.approx(float(dot), abs=1)
+
+
+@pytest.mark.parametrize("ends", [(4.2, 4.6), (4.2, 4.2), (97.5, 99.1), (0.021, 0.024)])
+def test_a_narrow_logarithmic_scale_has_ticks(ends: tuple[float, float]) -> None:
+    curve = Curve("ELU", 0, [Point(place, value, value, value) for place, value in enumerate(ends, 1)], [])
+    drawing = charts.panel([curve], label="loss", scale=scale_of([curve], log=True), against="layer")
+    assert len([tick for tick in ticks(drawing) if tick not in (1, 2)]) >= 3
+
+
+def test_every_arm_has_a_colour_name_of_its_own(study_folder: StudyFolder, page_file: Path) -> None:
+    assert repeated(COLOURS) == ""
+    assert repeated(COLOURS + 2) == ":root { --arm-8: var(--arm-0); --arm-9: var(--arm-1); }\n"
+    assert len({colour(arm) for arm in range(3 * COLOURS)}) == 3 * COLOURS
+    assert "--arm-8" not in page_file.read_text()
+
+
+def test_one_arm_is_told_nothing_of_differences(study_folder: StudyFolder) -> None:
+    study = study_folder(arms=("elu",), seeds=8, epochs=2)
+    text = " ".join(" ".join(Tags(write_report(study.path).read_text()).texts).split())
+    for word in ("Differences", "differences below", "P(better)", "Better or worse", "80 % power"):
+        assert word not in text
+    assert "8 seeds per arm, one arm: nothing to compare" in text
+
+
+def test_methods_say_where_dropout_stands(tmp_path: Path) -> None:
+    summary = load(write_image_study(tmp_path, seeds=1))
+    assert "pooling" not in paragraph(summary, ["ELU"])
+    summary.plan["recipe"]["drop_before_pooling"] = True
+    assert "Behind a stack, dropout stands in front of its pooling." in paragraph(summary, ["ELU"])

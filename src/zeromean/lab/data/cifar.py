@@ -221,11 +221,13 @@ def _fetch(published: CifarDataset, absent: list[str], root: Path) -> Path:
     try:
         return download(published.archive, published.archive_md5, published.addresses, root)
     except ConnectionError as error:
+        held = (root / published.archive).is_file()
+        found = f", whose MD5 sum in {root} is not {published.archive_md5}," if held else ""
         raise ValueError(
-            f"{published.name} needs {', '.join(absent)}, not in {root / published.folder}, and {published.archive} "
-            f"could not be downloaded. Either put the official files there, or the official archive into {root}, or "
-            f"set {VARIABLE} to the folder that holds {published.folder}; or connect to the network and run again. "
-            f"The data set 'digits' needs neither. Tried {error}"
+            f"{published.name} needs {', '.join(absent)}, not in {root / published.folder}, and {published.archive}"
+            f"{found} could not be downloaded. Either put the official files there, or the official archive into "
+            f"{root}, or set {VARIABLE} to the folder that holds {published.folder}; or connect to the network and run "
+            f"again. The data set 'digits' needs neither. Tried {error}"
         ) from error
 
 

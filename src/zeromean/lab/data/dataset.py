@@ -77,9 +77,10 @@ def split_validation(labels: Tensor, count: int, *, seed: int = 0) -> tuple[Tens
             f"{len(sizes)} classes, the smallest of {sizes.min()}: choose a count nearer to half of the samples"
         )
     order = np.argsort(np.random.PCG64(seed).random_raw(len(classes)), kind="stable")
+    by_class = order[np.argsort(classes[order], kind="stable")]
+    place = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     held_out = np.zeros(len(classes), dtype=bool)
-    for index, quota in enumerate(quotas):
-        held_out[order[classes[order] == index][:quota]] = True
+    held_out[by_class[place < np.repeat(quotas, sizes)]] = True
     return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 

@@ -10,13 +10,13 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder that holds all data sets; it need not exist yet.
 
     The order is: ``root`` if given, the environment variable ``ZEROMEAN_DATA``, ``$XDG_CACHE_HOME/zeromean``,
-    ``~/.cache/zeromean``.
+    ``~/.cache/zeromean``. A ``~name`` of nobody stays as it is, and is then a folder that is absent.
 
     Args:
         root: A folder that takes precedence over the environment.
     """
     if root is not None:
-        return Path(root).expanduser()
+        return Path(os.path.expanduser(root))
     if named := os.environ.get(VARIABLE):
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeromean"

@@ -7,7 +7,6 @@ a study notices files that came, went or changed their length, and no others.
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from torch import Tensor
 from zeromean.lab.data.catalog import Description
 from zeromean.lab.data.folder import VARIABLE, data_root
 from zeromean.lab.data.images import ImageFolder, ImageSplit, mean_image, read_image_folder
+from zeromean.lab.data.kept import keep, recall
 from zeromean.lab.sharing import ALONE, Share
-from zeromean.lab.store import write_whole
 
+_READ = 100
 _SOURCE = "images in folders, summed over class names, file names and sizes, not over contents"
 
 
@@ -99,7 +99,7 @@ def load_folder(name: str, root: str | os.PathLike[str] | None = None) -> Folder
         )
     folder = read_image_folder(path)
     sums = {
-        "classes": hashlib.sha256("\n".join(folder.classes).encode()).hexdigest(),
+        "classes": hashlib.sha256(os.fsencode("\n".join(folder.classes))).hexdigest(),
         "train": folder.train.checksum(),
         "val": folder.val.checksum(),
     }
@@ -126,7 +126,7 @@ def _describe(published: Published, root: str | os.PathLike[str] | None) -> Desc
 
 
 def _place(name: str, root: str | os.PathLike[str] | None) -> Path:
-    return data_root(root) / FOLDERS[name].folder if name in FOLDERS else Path(name).expanduser()
+    return data_root(root) / FOLDERS[name].folder if name in FOLDERS else Path(os.path.expanduser(name))
 
 
 def cached_mean_image(
@@ -142,9 +142,12 @@ def cached_mean_image(
 ) -> Tensor:
     """Return `mean_image`, kept in ``<root>/cache`` for the next time, since it reads every image once.
 
+    It is found again by the key, the side and the contents of a hundred images: other images may have the same names
+    and sizes, as those of BMP files often are.
+
     Args:
         split: The training images.
-        key: Names them: equal keys have equal images.
+        key: Sums up their names and sizes.
         resize: Side of the square that an image becomes.
         workers: Processes that read.
         share: Each of several processes reads its part.
@@ -152,41 +155,20 @@ def cached_mean_image(
         root: The folder of all data sets; see `data_root` for the default.
         tell: Hears of the images read, as in `mean_image`; never called where the mean is found in the cache.
     """
-    named = hashlib.sha256(f"2 {key} {resize}".encode()).hexdigest()
+    named = hashlib.sha256(f"3 {key} {resize} {_contents(split)}".encode()).hexdigest()
     file = data_root(root) / "cache" / f"mean-image-{named[:32]}.safetensors"
-    mean = _read(file, resize)
-    if share.first(None if mean is not None else "absent") is None and mean is not None:
-        return mean
+    found = recall(file, named, ("mean",), "the mean image")
+    if share.first(None if found else "absent") is None and found:
+        return found[0]
     mean = mean_image(split, workers=workers, resize=resize, share=share, device=device, tell=tell)
     if share.writes:
-        _write(file, mean)
+        keep(file, named, {"mean": mean}, "the mean image")
     return mean
 
 
-def _write(file: Path, mean: Tensor) -> None:
-    from safetensors.torch import save
-
-    try:
-        write_whole(file, save({"mean": mean}, {"sha256": _sum(mean)}))
-    except OSError as error:
-        warnings.warn(f"the mean image is not kept for the next time: {error}", stacklevel=3)
-
-
-def _read(file: Path, resize: int) -> Tensor | None:
-    from safetensors import SafetensorError, safe_open
-
-    if not file.exists():
-        return None
-    try:
-        with safe_open(file, framework="pt") as opened:
-            mean: Tensor = opened.get_tensor("mean")
-            sound = mean.shape == (3, resize, resize) and opened.metadata() == {"sha256": _sum(mean)}
-    except (SafetensorError, OSError):
-        sound = False
-    if not sound:
-        warnings.warn(f"{file} is damaged: the mean image is computed anew", stacklevel=3)
-    return mean if sound else None
-
-
-def _sum(mean: Tensor) -> str:
-    return hashlib.sha256(mean.numpy().tobytes()).hexdigest()
+def _contents(split: ImageSplit) -> str:
+    """The SHA-256 sum over images at even distances."""
+    found = hashlib.sha256()
+    for file in split.files[:: -(-len(split.files) // _READ)]:
+        found.update(file.read_bytes())
+    return found.hexdigest()

@@ -93,10 +93,11 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
         root: The folder of the data set.
 
     Raises:
-        ValueError: If a folder is absent, a class has no image, training and validation have other classes, an image
-            lies where it would be left out, or one is of another format; files that are no images may lie anywhere.
+        ValueError: If a folder is absent, a class has no image or is a link that leads nowhere, training and validation
+            have other classes, an image lies where it would be left out, or one is of another format; files that are
+            no images may lie anywhere.
     """
-    folder = Path(root).expanduser()
+    folder = Path(os.path.expanduser(root))
     train, val = _by_class(folder / "train"), _validation(folder / "val")
     if differing := sorted(train.keys() ^ val.keys()):
         listed = ", ".join(f"{name} (only in {'train' if name in train else 'val'})" for name in differing[:5])
@@ -124,6 +125,11 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
         raise ValueError(
             f"{folder} must hold a folder of images for each class, got {len(loose):,} directly in it, such as "
             f"{loose[0]}: move each into the folder of its class"
+        )
+    if lost := sorted(name for name in files if not (folder / name).exists()):
+        raise ValueError(
+            f"every link in {folder} must lead to the images of a class, got {len(lost):,} that leads nowhere, such as "
+            f"{lost[0]}: mount or restore what it leads to, or delete it"
         )
     if not names:
         raise ValueError(f"{folder} must hold a folder of images for each class, got none: see its data set's layout")

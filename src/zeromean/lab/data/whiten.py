@@ -15,7 +15,6 @@ preprocessing Clevert et al. 2016 took over; the constants are those of its libr
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from zeromean.lab.data.dataset import Dataset
 from zeromean.lab.data.folder import data_root
-from zeromean.lab.store import write_whole
+from zeromean.lab.data.kept import keep, recall
 from zeromean.spelling import nearest
 
 How = Literal["gcn-zca", "mean-std"]
@@ -171,47 +170,14 @@ def _blocks(images: Tensor) -> Iterator[Tensor]:
 def _cached_fit(images: Tensor, folder: Path) -> Whitening:
     key = _key(images)
     file = folder / f"zca-{key[:32]}.safetensors"
-    if file.exists():
-        try:
-            return _read(file, key)
-        except ValueError as error:
-            warnings.warn(f"{file} is damaged ({error}): the whitening is computed anew", stacklevel=3)
+    if found := recall(file, key, ("mean", "matrix"), "the whitening"):
+        return Whitening(*found)
     whitening = fit_whitening(images)
-    try:
-        _write(file, key, whitening)
-    except OSError as error:
-        warnings.warn(f"the whitening is not kept for the next time: {error}", stacklevel=3)
+    tensors = {"mean": whitening.mean.cpu(), "matrix": whitening.matrix.cpu().contiguous()}
+    keep(file, key, tensors, "the whitening")
     return whitening
 
 
 def _key(images: Tensor) -> str:
     settings = {"format": 1, "shape": list(images.shape), "constants": [SCALE, SMALLEST_DIVISOR, FILTER_BIAS]}
-    return hashlib.sha256(json.dumps(settings).encode() + _bytes_of(images)).hexdigest()
-
-
-def _write(file: Path, key: str, whitening: Whitening) -> None:
-    from safetensors.torch import save
-
-    tensors = {"mean": whitening.mean.cpu(), "matrix": whitening.matrix.cpu().contiguous()}
-    write_whole(file, save(tensors, {"key": key, "sha256": _sum(tensors["mean"], tensors["matrix"])}))
-
-
-def _read(file: Path, key: str) -> Whitening:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            found, mean, matrix = opened.metadata() or {}, opened.get_tensor("mean"), opened.get_tensor("matrix")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(str(error)) from error
-    if found.get("key") != key or found.get("sha256") != _sum(mean, matrix):
-        raise ValueError("its sum does not fit its content")
-    return Whitening(mean, matrix)
-
-
-def _sum(mean: Tensor, matrix: Tensor) -> str:
-    return hashlib.sha256(_bytes_of(mean) + _bytes_of(matrix)).hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.cpu().numpy().tobytes()
+    return hashlib.sha256(json.dumps(settings).encode() + images.cpu().numpy().tobytes()).hexdigest()

@@ -20,8 +20,8 @@ round up (recalled). A pooling of one pixel is left out.
 
 Source: Clevert, Unterthiner, Hochreiter, "Fast and accurate deep network learning by exponential linear units (ELUs)",
 ICLR 2016, section 4.2 (elu11) and 4.3 (elu18, which with the classes' own has 19 convolutions). Stated there: units,
-kernels, poolings, dropout rates. Our choice, beside the padding: dropout after the pooling; of the seven rates given for
-eight stacks, the largest is that of two; initial weights; one slope a channel for learnable activations.
+kernels, poolings, dropout rates. Our choice, beside the padding: dropout after the pooling; of the seven rates given
+for eight stacks, the largest is that of two; initial weights; one slope a channel for learnable activations.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ neighbours; each such block applies its activation to its slice, with learnable 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import groupby
 from typing import Any, cast
 
@@ -63,10 +64,10 @@ class _Block(nn.Module):
 
     def __init__(self, modules: Sequence[nn.Module], first: int) -> None:
         super().__init__()
-        self.template = modules[0]
+        self.template = deepcopy(modules[0])
         self.rows = slice(first, first + len(modules))
         self.slopes = nn.ParameterDict()
-        for name, parameter in modules[0].named_parameters():
+        for name, parameter in self.template.named_parameters():
             stacked = torch.stack([module.get_parameter(name).detach() for module in modules])
             self.slopes[name] = nn.Parameter(stacked.reshape(len(modules), 1, 1))
             parameter.requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,9 @@ def seeds(arms: Sequence[Arm], looks: Looks, title: str, decimals: int, width: W
     dots = [row for arm in arms for row in _dots(arm, looks[arm.name], decimals)]
     means = [_mean(arm, looks[arm.name], decimals) for arm in arms if arm.test_error.n]
     y, colour = _rows(labels), _colours(looks)
+    x = _value_axis("x", title, {row["x"] for row in dots})
     scattered = alt.Chart(drawing.data(dots)).mark_circle(size=46, opacity=0.55)
-    scattered = scattered.encode(x=_value_axis("x", title), y=y, yOffset=_lift(), color=colour, description="text:N")
+    scattered = scattered.encode(x=x, y=y, yOffset=_lift(), color=colour, description="text:N")
     layers = [*_row_labels(labels, y), scattered, *_intervals(means, title, y, colour)]
     label = f"{title}: a dot a seed, mean and 95 % interval. {' '.join(_mean_text(arm, decimals) for arm in arms)}"
     return drawing.draw(layers, height=46 + 64 * len(arms), label=label, width=width)
@@ -93,7 +94,7 @@ def differences(found: Sequence[Comparison], looks: Looks, title: str, decimals:
     labels = [
         {
             "row": str(place),
-            "name": f"{one.arm} − {one.baseline}",
+            "name": _pair(one, width),
             "note": f"adjusted p {_equals(p_value(one.p_adjusted))}",
         }
         for place, one in enumerate(found)
@@ -116,6 +117,12 @@ def differences(found: Sequence[Comparison], looks: Looks, title: str, decimals:
     return drawing.draw(layers, height=46 + 54 * len(found), label=label, width=width)
 
 
+def _pair(one: Comparison, width: Width) -> str:
+    """On a narrow page the baseline of a long name has a line of its own, beside which there is room for the note."""
+    name = f"{one.arm} − {one.baseline}"
+    return name if width == "wide" or len(name) < 28 else f"{one.arm}\n− {one.baseline}"
+
+
 def difference_text(one: Comparison, decimals: int) -> str:
     """One comparison in words."""
     bounds = interval(one.interval, decimals, sign=True)
@@ -130,7 +137,7 @@ def _equals(p: str) -> str:
 def _row_labels(labels: Sequence[Row], y: alt.Y) -> list[alt.Chart]:
     """Name on the left and note on the right above each row, so that a narrow page keeps its width for the data."""
     base = alt.Chart(drawing.data([{**row, "lift": -0.72} for row in labels])).encode(y=y, yOffset=_lift())
-    name = base.mark_text(align="left", fontSize=13, fontWeight=600, color=INK, aria=False)
+    name = base.mark_text(align="left", fontSize=13, fontWeight=600, color=INK, aria=False, lineBreak="\n")
     note = base.mark_text(align="right", fontSize=12, color=QUIET, aria=False)
     return [
         name.encode(text="name:N", x=alt.value(0)),
@@ -157,10 +164,18 @@ def _lift() -> alt.YOffset:
     return alt.YOffset("lift:Q", scale=alt.Scale(domain=[-1, 1]))
 
 
-def _value_axis(field: str, title: str) -> alt.X:
-    return alt.X(
-        f"{field}:Q", title=title, scale=alt.Scale(zero=False, nice=True, padding=12), axis=alt.Axis(tickCount=6)
-    )
+def _value_axis(field: str, title: str, values: Collection[float] = ()) -> alt.X:
+    """From the lowest to the highest of all layers; where those values are but one, with room around it."""
+    domain = list(_apart(*values, *values)) if len(values) == 1 else alt.Undefined
+    scale = alt.Scale(domain=domain, zero=False, nice=True, padding=12)
+    return alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis; ticks beside a single value would not be where they say."""
+    if low < high:
+        return low, high
+    return (0.9 * low, 1.1 * low) if low else (0.0, 1.0)
 
 
 def _colours(looks: Looks) -> alt.Color:
@@ -170,11 +185,7 @@ def _colours(looks: Looks) -> alt.Color:
 
 def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "any", against: str = "epoch") -> Markup:
     """Means as lines and lowest to highest as bands over the epochs; a cross on the axis where a run diverged."""
-    rows = [
-        {"look": curve.look, "e": point.epoch, "m": point.mean, "l": point.low, "h": point.high}
-        for curve in curves
-        for point in curve.points
-    ]
+    rows = [row for curve in curves for row in _points(curve)]
     used = sorted({curve.look for curve in curves})
     colour = _colours({str(look): look for look in used})
     dashes = alt.Scale(domain=used, range=[list(drawing.dash(look)) for look in used])
@@ -194,9 +205,23 @@ def panel(curves: Sequence[Curve], *, label: str, scale: Scale, width: Width = "
         base.mark_line(strokeWidth=2, aria=False).encode(
             y=y("m"), strokeDash=alt.StrokeDash("look:O", legend=None, scale=dashes)
         ),
+        *_single([row for curve in curves if len(curve.points) == 1 for row in _points(curve)], x, y, colour),
         *_crosses([loss for curve in curves for loss in _lost(curve)], x, colour, alt.value(alt.expr("height"))),
     ]
     return drawing.draw(layers, height=250 if width == "any" else 150, label=label, width=width)
+
+
+def _points(curve: Curve) -> list[Row]:
+    return [{"look": curve.look, "e": at.epoch, "m": at.mean, "l": at.low, "h": at.high} for at in curve.points]
+
+
+def _single(rows: Sequence[Row], x: alt.X, y: Callable[[str], alt.Y], colour: alt.Color) -> list[alt.Chart]:
+    """A dot and a bar for an arm of one point, of which there is no line and no band."""
+    if not rows:
+        return []
+    base = alt.Chart(drawing.data(rows)).encode(x=x, color=colour)
+    bar, dot = base.mark_rule(strokeWidth=2, opacity=0.4, aria=False), base.mark_circle(size=50, opacity=1, aria=False)
+    return [bar.encode(y=y("l"), y2="h:Q"), dot.encode(y=y("m"))]
 
 
 def _healthy(scale: Scale) -> list[alt.Chart]:
@@ -245,7 +270,7 @@ def scale_of(
     shown = ([0.0] if zero_line else []) + (_seen(*healthy, log=log) if healthy else [])
     lows = [point.low for curve in curves for point in curve.points]
     highs = [point.high for curve in curves for point in curve.points]
-    return Scale(min(lows + shown), max(highs + shown), log, zero_line, healthy)
+    return Scale(*_apart(min(lows + shown), max(highs + shown)), log, zero_line, healthy)
 
 
 def _seen(low: float, high: float, *, log: bool) -> list[float]:
@@ -261,13 +286,14 @@ def _linear_axis(low: float, high: float, field: str) -> alt.Y:
 
 
 def _log_axis(low: float, high: float, field: str) -> alt.Y:
-    """Logarithmic, with the powers of ten where they are enough, else with round numbers between them."""
+    """Logarithmic, with the powers of ten where they are enough, else with round numbers between them, or Vega's."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     decades = math.log10(high / low)
     digits = (1,) if decades > 2.5 else (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 5, 7)
     ticks = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    return alt.Y(f"{field}:Q", title=None, scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+    axis = alt.Axis(values=ticks, format="~g") if len(ticks) > 2 else alt.Axis(tickCount=5, format="~g")
+    return alt.Y(f"{field}:Q", title=None, scale=scale, axis=axis)
 
 
 def can_log(curves: Sequence[Curve]) -> bool:

@@ -24,8 +24,14 @@ INK, QUIET, GRID, PAPER = "var(--ink)", "var(--quiet)", "var(--grid)", "var(--pa
 
 
 def colour(index: int) -> str:
-    """Of the arm with that activation, all over the page."""
-    return f"var(--arm-{index % COLOURS})"
+    """Of the arm with that activation, all over the page; its name is the arm's alone, see :func:`repeated`."""
+    return f"var(--arm-{index})"
+
+
+def repeated(count: int) -> str:
+    """Style that gives arms beyond the page's colours those colours again; empty where they are enough."""
+    names = " ".join(f"--arm-{index}: var(--arm-{index % COLOURS});" for index in range(COLOURS, count))
+    return f":root {{ {names} }}\n" if names else ""
 
 
 def dash(index: int) -> Sequence[int]:

@@ -73,6 +73,7 @@ def _flips(recipe: Recipe) -> str:
 
 def _regularization(recipe: Recipe) -> list[str]:
     said = {
+        "drop_before_pooling": "Behind a stack, dropout stands in front of its pooling",
         "weight_decay": "L2 weight decay {:g}",
         "cutout": "In each training image a square of {:g} pixels' side is set to zero",
         "mixup": "Training images are mixed in pairs, as are their labels, with shares from Beta({0:g}, {0:g})",

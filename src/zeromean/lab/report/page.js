@@ -1,7 +1,7 @@
 "use strict";
 
-// A cell's leading number ("-1.67 to -0.72", "< 0.001"), or NaN.
-const leading = (text) => parseFloat(text.replace(/^[<\s]+/, ""));
+// A cell's leading number ("-1.67 to -0.72", "< 0.001", "40,000"), or NaN.
+const leading = (text) => parseFloat(text.replace(/^[<\s]+|,/g, ""));
 
 // Numbers by value, words by alphabet, empty cells last whatever the direction.
 function compareCells(a, b, direction) {
@@ -48,7 +48,7 @@ for (const key of keys) {
   key.addEventListener("click", () => {
     const on = key.getAttribute("aria-pressed") !== "true";
     for (const other of keys) other.setAttribute("aria-pressed", on && other.dataset.look === key.dataset.look);
-    const own = `var(--arm-${key.dataset.look % 8})`;
+    const own = `var(--arm-${key.dataset.look})`;
     for (const mark of inked) {
       mark.classList.toggle("dim", on && mark.getAttribute("fill") !== own && mark.getAttribute("stroke") !== own);
     }

@@ -47,6 +47,7 @@ def build(summary: Summary, inside: Mapping[str, Inside] | None = None) -> str:
         package.joinpath("page.css").read_text(encoding="utf-8"),
         package.joinpath("page.js").read_text(encoding="utf-8"),
     )
+    style += drawing.repeated(len(summary.arms))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("zeromean.lab.report", ""),
         autoescape=True,
