@@ -5,7 +5,7 @@
 Published are the first rate of 0.01, divided by 10 after 35,000 steps, and two fine-tunings: A, of 50,000 steps with
 dropout behind all layers, and B, of 40,000 with 1.5 times its rates. The length of the base phase before them is not,
 nor are the learning rates of A and B. Every schedule is trained, or those that are asked for, as in ``--schedules "as
-it is" "all at 0.001"``, in the recipe's reading of the rest or each of ``--readings "" dropout=later padding=ceil``,
+it is" "all at 0.001"``, in the recipe's reading of the rest or each of ``--readings "" dropout=later padding=one``,
 which are overrides of the recipe or of `DROPOUTS`; the test set is never read. What schedules have in common is trained
 once: the base until each of its ends, and A where only B differs.
 

@@ -74,6 +74,7 @@ def refusal(
         ("my_module:build --data tiny-imagenet", "or call zm.probe in Python on a batch of your own"),
         ("digits-mlp8 --norm batch", "--norm batch is not offered for 'digits-mlp8': its runs are trained as one"),
         ("cifar100-elu11 --norm bach", "unknown normalization 'bach': did you mean 'batch'?"),
+        ("digits-mlp8 --flat", "flat is for models of your own, got it for 'digits-mlp8': leave it out"),
         ("my_module:build --norm batch", "norm is for recipes, got 'batch' for 'my_module:build': let its function"),
         ("cifar100-elu11 --samples 13", "samples must be at least 2 and at most 12, as cifar100 has that many"),
         ("digits-mlp8 --samples 13", "as digits has that many training images, got 13: 500 is the default"),

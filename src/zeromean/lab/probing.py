@@ -95,6 +95,8 @@ def subject(
             f"{', '.join(available())}, or call zm.probe in Python on a batch of your own"
         )
     if ":" not in target:
+        if flat:
+            raise ValueError(f"flat is for models of your own, got it for {target!r}: leave it out, a recipe chooses")
         return _of_recipe(target, data, activation, norm, samples, device)
     for option, value in (("activation", activation), ("norm", None if norm == "none" else norm)):
         if value is not None:
