@@ -19,7 +19,7 @@ from typing import Any
 
 from zeromean.lab.activation import parse
 from zeromean.lab.store import Study
-from zeromean.lab.summary import Arm, FinalRun, Summary, load, number, to_markdown
+from zeromean.lab.summary import Arm, FinalRun, Summary, load, markdown_table, number, to_markdown
 
 # Published test errors without normalization, in percent: mean, and standard deviation over runs where it is given.
 PUBLISHED: Mapping[tuple[str, str], tuple[float, float | None]] = {
@@ -64,8 +64,7 @@ def published(recipe: str, arm: str) -> tuple[float, float | None] | None:
 def table(summaries: Sequence[Summary]) -> str:
     """Every arm beside the paper, as Markdown."""
     head = ("training", "arm", "n", "lost", "test error, %", "the paper's, %", "difference, points")
-    rows = [_beside(summary, arm) for summary in summaries for arm in summary.arms]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+    return markdown_table(head, [_beside(summary, arm) for summary in summaries for arm in summary.arms], left=2)
 
 
 def _beside(summary: Summary, arm: Arm) -> tuple[str, ...]:

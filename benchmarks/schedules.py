@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 from benchmarks.open_points import Variant, variant_of
@@ -80,9 +81,7 @@ def scheduled(recipe: ImageRecipe, schedule: Schedule) -> ImageRecipe:
     rates = {0: first, falls: first / 10, base_ends: schedule.a, a_ends: schedule.b}
     if schedule.falls:
         rates[base_ends + falls] = schedule.a / 10
-    ascending = sorted(rates.items())
-    before = [None, *(rate for _, rate in ascending)]
-    pairs = tuple(pair for pair, last in zip(ascending, before, strict=False) if pair[1] != last)
+    pairs = tuple(next(same) for _, same in groupby(sorted(rates.items()), key=lambda pair: pair[1]))
     return replace(recipe, phases=phases, rates=pairs)
 
 

@@ -24,12 +24,12 @@ import torch
 
 from zeromean.lab import data
 from zeromean.lab.compare import Progress, mend, open_study, run
+from zeromean.lab.pauses import OnEpoch
 from zeromean.lab.plan import Plan, make
 from zeromean.lab.recipes import find, override
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.session import Session, train_images
 from zeromean.lab.store import Stage, Study
-from zeromean.lab.together import OnEpoch
 from zeromean.lab.train import Stopped
 
 # Of all epochs: the first ones compile, the next ones show the pace.

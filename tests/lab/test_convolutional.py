@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import zeromean.nn as zmnn
 from zeromean.lab.activation import Activation, parse
 from zeromean.lab.nets import ConvolutionalNetwork, elu11, elu15, elu18
-from zeromean.lab.nets.convolutional import ELU11_DROPOUT, ELU18_DROPOUT, Layer, convolutional_stack, draw_weights, plan
+from zeromean.lab.nets.convolutional import Layer, convolutional_stack, draw_weights, plan
 from zeromean.lab.nets.imagenet import SpatialPyramid
+from zeromean.lab.recipes.cifar import ELU11_DROPOUT, ELU18_DROPOUT
 
 ELU = Activation("elu")
 # (network, padding): map sizes behind each stack, multiply-adds of an image of 32 pixels.

@@ -8,9 +8,15 @@ import pytest
 from tests.lab.small_images import NO_DROPOUT, recipe
 
 from zeromean.lab.nets import STACKS
-from zeromean.lab.nets.convolutional import ELU11_DROPOUT, ELU18_DROPOUT
 from zeromean.lab.recipes import RECIPES
-from zeromean.lab.recipes.cifar import cifar10_elu18, cifar10_elu18_fast, cifar100_elu11, cifar100_elu18
+from zeromean.lab.recipes.cifar import (
+    ELU11_DROPOUT,
+    ELU18_DROPOUT,
+    cifar10_elu18,
+    cifar10_elu18_fast,
+    cifar100_elu11,
+    cifar100_elu18,
+)
 from zeromean.lab.recipes.images import ImageRecipe, Phase, override
 
 

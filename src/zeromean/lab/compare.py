@@ -13,13 +13,14 @@ import torch
 
 from zeromean.lab import data
 from zeromean.lab.fit import check_data
+from zeromean.lab.pauses import OnEpoch
 from zeromean.lab.plan import Plan, describe, estimate_seconds, splits, written_plan
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.recipes.recipe import Recipe
 from zeromean.lab.session import Session, train_images
 from zeromean.lab.spread import spread
 from zeromean.lab.store import DamagedFileError, Run, Stage, Study
-from zeromean.lab.together import OnEpoch, train
+from zeromean.lab.together import train
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from rich.table import Column
 from rich.text import Text
 
 from zeromean.lab import compare
+from zeromean.lab.pauses import OnEpoch
 from zeromean.lab.schedule import duration
 from zeromean.lab.store import Stage
-from zeromean.lab.together import OnEpoch
 
 _QUIET_SECONDS = 10
 

@@ -16,13 +16,14 @@ import torch.distributed as dist
 
 from zeromean.lab.data import AnyDataset
 from zeromean.lab.images import material
+from zeromean.lab.pauses import OnEpoch
 from zeromean.lab.plan import epochs_of
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.lab.schedule import Teller
 from zeromean.lab.sharing import ALONE, Share
 from zeromean.lab.store import Run, Study
 from zeromean.lab.tensorboard import Board
-from zeromean.lab.train import OnEpoch, Stopped, train
+from zeromean.lab.train import Stopped, train
 
 if TYPE_CHECKING:
     from zeromean.lab.compare import Progress

@@ -16,6 +16,7 @@ import zeromean
 import zeromean.nn as zmnn
 from zeromean.lab.activation import parse
 from zeromean.lab.data import FolderDataset, describe, describe_folders, is_folder, load, load_folder
+from zeromean.lab.data.folder import expanded
 from zeromean.lab.recipes import RECIPES, ImageRecipe, find
 from zeromean.lab.schedule import duration, length, setting
 from zeromean.lab.store import Study
@@ -106,7 +107,7 @@ def data_sets(names: Sequence[str]) -> Table:
 
 def _folder(dataset: FolderDataset) -> list[str | Text]:
     counts = [str(len(labels)) for labels in (dataset.train_labels, dataset.test_labels)]
-    where = Text(str(Path(dataset.name).expanduser().resolve()))
+    where = Text(str(expanded(dataset.name).resolve()))
     note = f"{_classes(dataset.classes)}, listed; contents are not checked"
     return [Text(dataset.name), *counts, "any", "present", where, note]
 

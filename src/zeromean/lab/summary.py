@@ -391,9 +391,9 @@ def to_markdown(summary: Summary) -> str:
     parts.append(
         "\n\n".join(line for line in (summary.progress, _plain(summary.exclusions), _plain(summary.edges)) if line)
     )
-    parts.append(_markdown_table(*arm_table(summary), left=2))
+    parts.append(markdown_table(*arm_table(summary), left=2))
     if summary.comparisons:
-        parts.append(_markdown_table(*comparison_table(summary), left=1))
+        parts.append(markdown_table(*comparison_table(summary), left=1))
         parts.append(READING)
     parts.append("\n".join(f"- {line}" for line in _provenance(summary)))
     return "\n\n".join(parts) + "\n"
@@ -440,7 +440,7 @@ def _plain(text: str) -> str:
     return re.sub(r"<(?=\S)", "&lt;", flat)
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
     """Padded so that it reads as a table in a terminal too; columns from ``left`` on are set right."""
     cells = [[_plain(cell) for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(head))]

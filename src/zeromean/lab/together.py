@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from zeromean.lab.activation import parse
 from zeromean.lab.nets import StackedNetwork, mlp
 from zeromean.lab.observe import finite, mean_size
 from zeromean.lab.order import noise_seeds, sample_order
+from zeromean.lab.pauses import OnEpoch
 from zeromean.lab.recipes.recipe import Recipe, Task
 from zeromean.lab.store import Checkpoint, Run, Study
 
@@ -60,9 +61,6 @@ class Splits:
         """On that device."""
         validation, test = (part and part.to(device) for part in (self.validation, self.test))
         return Splits(self.train.to(device), self.probe.to(device), validation, test)
-
-
-OnEpoch = Callable[[float, int], None]
 
 
 def train(

@@ -31,8 +31,7 @@ from zeromean.lab.data.augment import Source, whole_batches
 from zeromean.lab.images import AnyMaterial
 from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
 from zeromean.lab.observe import AT_ONCE, UNKNOWN, Judgement, blame, finite, judge, mean_activations, mean_size
-from zeromean.lab.pauses import OnEpoch as OnEpoch
-from zeromean.lab.pauses import Pauses
+from zeromean.lab.pauses import OnEpoch, Pauses
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 from zeromean.lab.recording import arithmetic, half_of, record
 from zeromean.lab.sharing import ALONE, Share

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zeromean.lab.data.catalog import Description
-from zeromean.lab.data.folder import VARIABLE, data_root
+from zeromean.lab.data.folder import VARIABLE, data_root, expanded
 from zeromean.lab.data.images import ImageFolder, ImageSplit, mean_image, read_image_folder
 from zeromean.lab.data.kept import keep, recall
 from zeromean.lab.sharing import ALONE, Share
@@ -126,7 +126,7 @@ def _describe(published: Published, root: str | os.PathLike[str] | None) -> Desc
 
 
 def _place(name: str, root: str | os.PathLike[str] | None) -> Path:
-    return data_root(root) / FOLDERS[name].folder if name in FOLDERS else Path(os.path.expanduser(name))
+    return data_root(root) / FOLDERS[name].folder if name in FOLDERS else expanded(name)
 
 
 def cached_mean_image(

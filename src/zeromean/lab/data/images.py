@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from zeromean.lab.data.augment import draw_crops, part_of_batch
+from zeromean.lab.data.folder import expanded
 from zeromean.lab.order import sample_order
 from zeromean.lab.sharing import ALONE, Share
 
@@ -97,7 +98,7 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
             have other classes, an image lies where it would be left out, or one is of another format; files that are
             no images may lie anywhere.
     """
-    folder = Path(os.path.expanduser(root))
+    folder = expanded(root)
     train, val = _by_class(folder / "train"), _validation(folder / "val")
     if differing := sorted(train.keys() ^ val.keys()):
         listed = ", ".join(f"{name} (only in {'train' if name in train else 'val'})" for name in differing[:5])

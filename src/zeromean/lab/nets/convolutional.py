@@ -36,6 +36,7 @@ from torch import nn
 
 import zeromean.nn as zmnn
 from zeromean.lab.nets.aligned import AlignedStack
+from zeromean.lab.recipes.cifar import ELU11_DROPOUT, ELU18_DROPOUT
 from zeromean.lab.recipes.recipe import ConvolutionalInitialization
 
 Norm = Literal["none", "batch"]
@@ -80,8 +81,6 @@ ELU18: Stacks = (
     (Layer(1024, 1), Layer(1152, 2)),
     (Layer(1152, 1),),
 )
-ELU11_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.0)
-ELU18_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.0)
 PIXELS, CHANNELS = 32, 3
 
 

@@ -34,6 +34,7 @@ from zeromean.lab.nets.convolutional import (
     draw_weights,
     plan,
 )
+from zeromean.lab.recipes.imagenet import ELU15_DROPOUT
 from zeromean.lab.recipes.recipe import Initialization
 
 ELU15: Stacks = (
@@ -42,7 +43,6 @@ ELU15: Stacks = (
     (Layer(768, 3),) * 5,
     (Layer(1024, 3),) * 3,
 )
-ELU15_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.0)
 PIXELS = 224
 HIDDEN = 4096
 LEVELS = (4, 2, 1)

@@ -32,8 +32,8 @@ from typing import Any
 
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 
-_ELU11_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.0)
-_ELU18_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.0)
+ELU11_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.0)
+ELU18_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.0)
 # Where the paper is silent, and half precision where it has float32.
 _OPEN: dict[str, Any] = {"padding": "alternate", "initialization": "lecun", "precision": "float16"}
 _PAPER_ARMS = ("elu", "shifted_relu", "leaky_relu:0.1", "relu")
@@ -49,7 +49,7 @@ def cifar100_elu11() -> ImageRecipe:
         network="elu11",
         activations=_PAPER_ARMS,
         baseline="relu",
-        phases=(Phase(165_000, _ELU11_DROPOUT),),
+        phases=(Phase(165_000, ELU11_DROPOUT),),
         batch_size=100,
         rates=((0, 0.01), (35_000, 0.005), (85_000, 5e-4), (135_000, 5e-5)),
         **_OPEN,
@@ -75,7 +75,7 @@ def cifar100_elu11_fast() -> ImageRecipe:
         title="11-layer network on CIFAR-100, fast schedule",
         source="network of the ELU paper, section 4.2; the schedule is our choice",
         # The published training ends with a training error of 8 %: a third of it has less to regularize.
-        phases=(Phase(19_500, tuple(0.5 * rate for rate in _ELU11_DROPOUT)),),
+        phases=(Phase(19_500, tuple(0.5 * rate for rate in ELU11_DROPOUT)),),
         batch_size=256,
         # In proportion it were 0.0256; this keeps the product of rate and decay.
         **_fast(peak=0.03, steps=19_500),
@@ -99,7 +99,7 @@ def _elu18_fast(published: ImageRecipe, title: str) -> ImageRecipe:
         title=f"18-layer network on {title}, fast schedule",
         source="network of the ELU paper, section 4.3; the schedule is our choice",
         # 39 million parameters learn 50,000 images by heart in 90 epochs too: dropout as published.
-        phases=(Phase(8_730, _ELU18_DROPOUT),),
+        phases=(Phase(8_730, ELU18_DROPOUT),),
         # Below 512 images a step, an H200 is not busy.
         batch_size=512,
         **_fast(peak=0.05, steps=8_730),
@@ -121,7 +121,7 @@ def _fast(*, peak: float, steps: int) -> dict[str, Any]:
 
 
 def _elu18(data: str, title: str) -> ImageRecipe:
-    finer = tuple(1.5 * rate for rate in _ELU18_DROPOUT)
+    finer = tuple(1.5 * rate for rate in ELU18_DROPOUT)
     return ImageRecipe(
         name=f"{data}-elu18",
         title=f"18-layer network on {title}",
@@ -131,8 +131,8 @@ def _elu18(data: str, title: str) -> ImageRecipe:
         activations=("elu",),
         baseline="elu",
         phases=(
-            Phase(35_000, _ELU18_DROPOUT),
-            Phase(50_000, _ELU18_DROPOUT, everywhere=True),
+            Phase(35_000, ELU18_DROPOUT),
+            Phase(50_000, ELU18_DROPOUT, everywhere=True),
             Phase(40_000, finer, everywhere=True),
         ),
         batch_size=100,

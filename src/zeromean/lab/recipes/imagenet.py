@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 
-_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.0)
+ELU15_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.0)
 
 
 def imagenet_elu15() -> ImageRecipe:
@@ -27,7 +27,7 @@ def imagenet_elu15() -> ImageRecipe:
         network="elu15",
         activations=("elu", "relu"),
         baseline="relu",
-        phases=(Phase(200_000, _DROPOUT, everywhere=True),),
+        phases=(Phase(200_000, ELU15_DROPOUT, everywhere=True),),
         batch_size=256,
         rates=((0, 0.01), (100_000, 0.001), (160_000, 1e-4)),
         expected_sd=0.2,
