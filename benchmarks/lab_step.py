@@ -1,6 +1,6 @@
 """How fast is the lab's training step, next to what `torch.compile` makes of the same network in a plain loop?
 
-    PYTHONPATH=src python -m benchmarks.lab_step --device cuda [--network elu18] [--batch 512] --out DIR
+    PYTHONPATH=src python -m benchmarks.lab_step --device cuda [--network elu18] [--batch 512] [--muon] --out DIR
 
 The lab's step is `zeromean.lab.train.Training`, crops and flips of new images included. The plain one has layers of
 torch alone, convolution, ``torch.nn.ELU``, max-pooling and dropout one after the other, in autocast and channels_last,
@@ -9,7 +9,8 @@ with fused SGD, always on the same batch. Both have the recipe's dropout, paddin
 The lab lets cuDNN search for the fastest program of each convolution, which torch does not by itself: every plain mode
 is there without and with that search (``torch.backends.cudnn.benchmark``). What cuDNN chose stays in a process, so each
 contender has one of its own; all wait on the same GPU and take turns, several rounds. Under each time lies that of its
-convolutions and matrix products alone, by the profiler: the floor.
+convolutions and matrix products alone, by the profiler: the floor. Muon's own products are among them, and as some of
+its kernels run at once, their times may add up to more than the step's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from zeromean.lab.nets import NETWORKS
 from zeromean.lab.nets.convolutional import CHANNELS, PIXELS
 from zeromean.lab.recipes.cifar import cifar100_elu11, cifar100_elu18
-from zeromean.lab.recipes.images import ImageRecipe
+from zeromean.lab.recipes.images import ImageRecipe, override
 from zeromean.lab.recording import arithmetic, half_of
 from zeromean.lab.sharing import ALONE
 from zeromean.lab.store import Run
@@ -48,6 +49,7 @@ PRODUCTS = ("xmma", "cutlass", "nvjet", "gemm", "fprop", "dgrad", "wgrad", "pool
 RECIPES = {"elu11": cifar100_elu11, "elu18": cifar100_elu18}
 CROPS = "crops"
 LAB = "lab"
+MUON = ("optimizer=muon", "decay_biases=false")
 
 Step = Callable[[], Any]
 Maker = Callable[[torch.device], Step]
@@ -105,13 +107,15 @@ def draws(recipe: ImageRecipe, device: torch.device) -> float:
     return milliseconds(lambda: source.set_epoch(next(epochs)), EPOCHS_DRAWN, device) / source.steps
 
 
-def makers(recipe: ImageRecipe, modes: Sequence[str]) -> dict[str, Maker]:
-    """The contenders by name, the lab's step last."""
+def makers(recipe: ImageRecipe, modes: Sequence[str], *, muon: bool = False) -> dict[str, Maker]:
+    """The contenders by name, the lab's step last, before it the one by Muon if asked for."""
     found: dict[str, Maker] = {}
     for mode in modes:
         for searched in (False, True):
             name = f"plain {mode}{', searched' * searched}"
             found[name] = functools.partial(plain_step, recipe, mode, searched)
+    if muon:
+        found["lab by Muon"] = functools.partial(lab_step, override(recipe, MUON))
     return found | {LAB: functools.partial(lab_step, recipe)}
 
 
@@ -243,14 +247,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--network", default="elu18", choices=list(RECIPES))
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--modes", nargs="*", default=["default"], choices=COMPILE_MODES, help="none: the lab alone")
+    parser.add_argument("--modes", nargs="*", default=["default"], choices=COMPILE_MODES, help="none: the lab's alone")
+    parser.add_argument("--muon", action="store_true", help="the lab's step with that optimizer too")
     parser.add_argument("--steps", type=int, default=20, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(words)
     device = torch.device(options.device)
     recipe = endless(RECIPES[options.network](), options.batch, 100_000)
-    table = rows(compare(makers(recipe, options.modes), device, options.rounds, options.steps), options.batch)
+    contenders = makers(recipe, options.modes, muon=options.muon)
+    table = rows(compare(contenders, device, options.rounds, options.steps), options.batch)
     table[-1]["milliseconds_of_draws"] = round(draws(recipe, device), 4)
     report(table)
     if options.out:

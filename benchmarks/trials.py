@@ -19,7 +19,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ import torch.multiprocessing as multiprocessing
 from zeromean.lab import data
 from zeromean.lab.images import AnyMaterial, material
 from zeromean.lab.recipes.images import ImageRecipe
+from zeromean.lab.recipes.recipe import unset
 from zeromean.lab.recording import arithmetic
 from zeromean.lab.spread import first_gpus
 from zeromean.lab.store import Run, Study
@@ -91,8 +92,7 @@ class Trial:
 
 def _key(settings: Row) -> str:
     """Settings in one spelling; fields that recipes did not have yet, when a row was written, are as they are unset."""
-    unset = {field.name: field.default for field in fields(ImageRecipe) if field.default is not MISSING}
-    return json.dumps({**settings, "recipe": {**unset, **settings["recipe"]}}, sort_keys=True)
+    return json.dumps({**settings, "recipe": {**unset(ImageRecipe), **settings["recipe"]}}, sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -23,21 +23,24 @@ from zeromean.lab.recipes.images import ImageRecipe, override
 # Each dropout costs a compilation.
 CHANGES: dict[str, tuple[str, ...]] = {
     "rate_factor": ("0.5", "2"),
-    "weight_decay": ("0.0005", "0.002"),
     "dropout_factor": ("0.5", "1.5"),
     "everywhere": ("true",),
     "cutout": ("8",),
-    "mixup": ("0.2", "1"),
+    "mixup": ("0.2",),
+    "label_smoothing": ("0", "0.2"),
+    "momentum": ("0.9",),
     "alternate_flip": ("true",),
     "normalization": ("mean-std",),
 }
+DECAYS = (0.5, 2.0)
 SHORT = 0.5
 Point = tuple[str, ...]
 
 
 def candidates(recipe: ImageRecipe) -> list[Point]:
     """The recipe itself and every single change that is one, as overrides."""
-    singles = [(f"{field}={value}",) for field, values in CHANGES.items() for value in values]
+    changes = CHANGES | {"weight_decay": tuple(f"{factor * recipe.weight_decay:g}" for factor in DECAYS)}
+    singles = [(f"{field}={value}",) for field, values in changes.items() for value in values]
     return [(), *(single for single in singles if override(recipe, single) != recipe)]
 
 

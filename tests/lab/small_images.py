@@ -63,6 +63,9 @@ def small_network(
     return draw_weights(network, activation, initialization, seed)
 
 
+MUON: dict[str, Any] = {"optimizer": "muon", "decay_biases": False, "weight_decay": 0.5, "rates": ((0, 0.02),)}
+
+
 def recipe(**changes: Any) -> ImageRecipe:
     """Twelve steps of 16 images, five and a half an epoch's worth of 88 images, at a constant rate, no dropout."""
     small = replace(
@@ -171,6 +174,7 @@ SHARED = {
     "plain": (recipe(), run(), False),
     "rich": (recipe(nesterov=True, clip=0.5, ema=0.8, accumulate=4, label_smoothing=0.1), run(), False),
     "batch": (recipe(), run(norm="batch"), False),
+    "muon": (recipe(**MUON, clip=0.5), run(), False),
     "mixed": (recipe(mixup=0.4, cutout=2, alternate_flip=True), run(), False),
     "poisoned": (recipe(), run(seed=3), True),
     "poisoned-too": (recipe(), run(seed=1), True),

@@ -5,10 +5,24 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lab.small_images import CPU, HALVES, halved, material, overflown, poisoned, recipe, run, small, trained
+from tests.lab.small_images import (
+    CPU,
+    HALVES,
+    MUON,
+    NO_DROPOUT,
+    halved,
+    material,
+    overflown,
+    poisoned,
+    recipe,
+    run,
+    small,
+    trained,
+)
 from torch import Tensor
 
 from zeromean.lab.images import Material
+from zeromean.lab.recipes.images import Phase
 from zeromean.lab.train import Training
 
 HALF = torch.bfloat16
@@ -29,7 +43,7 @@ def training(
     **changes: Any,
 ) -> Training:
     """A training in half precision, with copies or with autocast's own casts."""
-    made = Training(recipe(weight_decay=0.05, **changes), run("prelu", norm=norm), images or material(), CPU)
+    made = Training(recipe(**{"weight_decay": 0.05, **changes}), run("prelu", norm=norm), images or material(), CPU)
     return halved(made, dtype, copies=copies)
 
 
@@ -112,9 +126,28 @@ def test_gradients_in_float16_are_closer_to_float32_than_in_bfloat16(changes: di
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_muon_moves_copied_weights_as_it_moves_others(dtype: torch.dtype) -> None:
+    own, other = (training(dtype, copies=copies, clip=0.5, **{**MUON, "weight_decay": 0.0}) for copies in (True, False))
+    before = {name: weight.detach().clone() for name, weight in own.network.named_parameters()}
+    for one in (own, other):
+        one.begin_epoch()
+        one.advance()
+    for name, weight in own.network.named_parameters():
+        moved, wanted = weight.detach() - before[name], other.network.get_parameter(name) - before[name]
+        # The classes' gradients add up to zero, but for roundings, and those become a direction like others.
+        assert (moved - wanted).norm() <= (0.4 if name == "stack3.conv1.weight" else 0.1) * wanted.norm(), name
+        if weight.ndim > 1:
+            sizes = torch.linalg.svdvals(moved.flatten(1)) / 0.02 / max(1, len(weight) / weight[0].numel()) ** 0.5
+            assert sizes.max() == pytest.approx(1, abs=0.3)
+    for name, copy in copies_of(own).items():
+        assert torch.equal(copy, own.network.get_parameter(name).to(dtype)), name
+
+
 @pytest.mark.parametrize("copies", [True, False], ids=["copies", "casts"])
-def test_an_overflow_costs_a_step_and_half_the_scale(copies: bool) -> None:
-    made = overflown(training(torch.float16, copies=copies))
+@pytest.mark.parametrize("changes", [{}, {"clip": 0.5, "ema": 0.5}, {**MUON, "clip": 0.5}], ids=["sgd", "clip", "muon"])
+def test_an_overflow_costs_a_step_and_half_the_scale(changes: dict[str, Any], copies: bool) -> None:
+    made = overflown(training(torch.float16, copies=copies, **changes))
     assert bool(copies_of(made)) == copies
 
 
@@ -123,3 +156,17 @@ def test_the_scale_is_kept_in_checkpoints() -> None:
     made._update._ledger.loss_scale.fill_(8)
     other.load({name: tensor.clone() for name, tensor in made.state()[0].items()}, made.state()[1])
     assert (float(other._update._ledger.loss_scale), int(other._update._ledger.calm)) == (8, 5)
+
+
+def test_muon_leaves_units_alone_that_no_gradient_reaches_any_more() -> None:
+    made = Training(recipe(**MUON, phases=(Phase(1000, NO_DROPOUT),)), run("relu"), material(), CPU)
+    bias = made.network.get_parameter("stack1.conv1.bias")
+    bias.data.fill_(-1e3)
+    before = made.network.get_parameter("stack1.conv1.weight").clone()
+    # As if it had once been reached, long ago.
+    made._update._descent.momenta[0].fill_(1e-30)
+    trained(made, epochs=1)
+    assert made.diverged is None
+    assert made.network.get_parameter("stack1.conv1.weight").isfinite().all()
+    kept = made.network.get_parameter("stack1.conv1.weight") / before
+    assert kept.min() > 0.9

@@ -239,6 +239,18 @@ def test_a_plan_of_an_older_version_is_refused(tmp_path: Path) -> None:
             read()
 
 
+def test_a_study_goes_on_when_recipes_have_more_fields(tmp_path: Path) -> None:
+    recipe = replace(cifar100_elu11(), batch_size=4)
+    study, dataset, plan = Study(tmp_path), tiny_cifar(), planned(recipe)
+    facts = open_study(plan, study, dataset, CPU)
+    older = {key: value for key, value in facts["recipe"].items() if key not in ("optimizer", "norms")}
+    study.write_plan({**facts, "recipe": older})
+    assert open_study(plan, study, dataset, CPU)["recipe"] == older
+    other = replace(recipe, optimizer="muon", decay_biases=False)
+    with pytest.raises(ValueError, match=r'its recipe\.optimizer is "sgd", not "muon"'):
+        open_study(planned(other), study, dataset, CPU)
+
+
 def test_every_phase_has_a_dropout_rate_for_each_stack_of_its_network() -> None:
     recipe = cifar100_elu11()
     wrong = replace(recipe, phases=(*recipe.phases, Phase(5, (0.0, 0.5, 0.0))))

@@ -17,6 +17,7 @@ from tests.lab.small_images import (
     CPU,
     DROPOUT,
     ENDANGERED_RUNS,
+    MUON,
     NO_DROPOUT,
     Epochs,
     KilledError,
@@ -49,6 +50,7 @@ ARMS = [
     (run("rrelu"), {"accumulate": 2}),
     (run("elu", norm="batch"), {"clip": 0.5}),
     (run("relu", norm="batch"), {"ema": 0.8, "nesterov": True}),
+    (run("prelu"), MUON),
 ]
 
 

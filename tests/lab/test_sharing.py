@@ -49,13 +49,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    for name in ("plain", "rich", "batch"):
+    for name in ("plain", "rich", "muon", "batch"):
         recipe, run, _ = SHARED[name]
         train(recipe, [run], material(), Study(folder / name), device=CPU)
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "rich"])
+@pytest.mark.parametrize("name", ["plain", "rich", "muon"])
 def test_two_processes_end_with_the_weights_of_one(name: str, one: Path, two: tuple[Path, list[str]]) -> None:
     run = SHARED[name][1]
     alone, shared = (load_file(root / name / run.folder / "model.safetensors") for root in (one, two[0]))

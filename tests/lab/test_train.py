@@ -11,6 +11,7 @@ import torch
 from tests.lab.small_images import (
     CPU,
     DROPOUT,
+    MUON,
     NO_DROPOUT,
     Epochs,
     contents,
@@ -61,6 +62,17 @@ def taken(training: Training, steps: int) -> Training:
     return training
 
 
+def orthogonal(way: Tensor) -> Tensor:
+    """Muon's direction, by the singular values themselves."""
+    left, values, right = torch.linalg.svd(way.double().flatten(1), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    outputs, inputs = len(way), way[0].numel()
+    found: Tensor = max(1, outputs / inputs) ** 0.5 * left @ values.diag() @ right
+    return found.view(way.shape).float()
+
+
 class Plain:
     """The same training written by hand, with autograd alone."""
 
@@ -98,9 +110,14 @@ class Plain:
         with torch.no_grad():
             for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
                 decay = 0.0 if parameter in exempt else chosen.weight_decay
-                g = gradient * shrink + decay * parameter
+                rate, muon = chosen.rate(number), chosen.optimizer == "muon"
+                g = gradient * shrink + (0.0 if muon else decay * parameter)
                 self.momentum[index] = v = chosen.momentum * self.momentum[index] + g
-                parameter.sub_(chosen.rate(number) * (g + chosen.momentum * v if chosen.nesterov else v))
+                way = g + chosen.momentum * v if chosen.nesterov else v
+                if muon and parameter.ndim > 1:
+                    parameter.mul_(1 - rate * decay)
+                    way = orthogonal(way)
+                parameter.sub_(rate * way)
                 self.average[index] = chosen.ema * self.average[index] + (1 - chosen.ema) * parameter
         return loss.item()
 
@@ -121,6 +138,9 @@ class Plain:
         ({"phases": (Phase(2, NO_DROPOUT), Phase(10, DROPOUT, everywhere=True))}, "elu", "none"),
         ({"weight_decay": 0.1}, "eelu", "none"),
         ({"initialization": "activation"}, "rrelu", "none"),
+        (MUON, "prelu", "none"),
+        (MUON | {"nesterov": True, "clip": 0.3, "accumulate": 2, "ema": 0.7}, "elu", "none"),
+        (MUON, "relu", "batch"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
 )

@@ -118,7 +118,7 @@ class Flat:
     Attributes:
         weight: float32.
         velocity: float32, what momentum keeps.
-        copy: the weights in half precision.
+        copy: the weights in half precision, or the weights themselves.
         gradient: in any precision.
     """
 
@@ -126,6 +126,11 @@ class Flat:
     velocity: Tensor
     copy: Tensor
     gradient: Tensor
+
+    @property
+    def direction(self) -> Tensor:
+        """Memory for where a step goes, that of the gradient: bfloat16, as wide in range as float32, or float32."""
+        return self.gradient if self.gradient.dtype == torch.float32 else self.gradient.view(torch.bfloat16)
 
 
 def sgd_step(flat: Flat, ledger: Ledger, *, decay: float, momentum: float, nesterov: bool) -> None:

@@ -63,7 +63,7 @@ def open_study(
         seconds = estimate_seconds(plan, dataset, device)
         return describe(plan, dataset, device, seconds, processes=processes)
     checks = {**plan.decided(), "checksums": dataset.checksums}
-    found = {**written, "checksums": written["data"]["checksums"]}
+    found = {**written, "recipe": plan.known(written["recipe"]), "checksums": written["data"]["checksums"]}
     different = [key for key, value in checks.items() if found.get(key) != value]
     if different:
         key = different[0]

@@ -1,5 +1,8 @@
 """Gradient descent on a network, and the copies of its weights with which a step in half precision computes.
 
+The descent is stochastic gradient descent with momentum, of all parameters or, where the recipe asks for Muon, of those
+that are no weights of a layer.
+
 Autocast would round every weight in every step, and turn every gradient back, in launches of their own. Here weights
 lie in one piece of memory with their copies in another, and one program updates both. What has one dimension (biases,
 scales, slopes) has no copy: it is little, and is wanted in float32.
@@ -7,26 +10,30 @@ scales, slopes) has no copy: it is little, and is wanted in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zeromean.kernels.muon import muon_step
 from zeromean.kernels.sgd import Flat, Ledger, sgd_step
 from zeromean.lab.recipes.images import ImageRecipe
 from zeromean.nn import decay_groups
 
 # Elements at which a tensor may begin: cuDNN's and cuBLAS's fastest programs ask for as much, in bytes.
 _ALIGNMENT = 64
+# Beside the training's own, for Muon. PyTorch has 32 streams in all, so that eight trainings at once share none.
+_STREAMS = 3
 
 
 class Descent:
-    """Stochastic gradient descent with momentum; it changes nothing where a step is void.
+    """The optimizer of a network; it changes nothing where a step is void.
 
     Args:
-        recipe: momentum and decay.
-        network: its weights are moved into memory of their own, and updated there.
+        recipe: optimizer, momentum and decay.
+        network: its weights are moved into memory of their own, and updated there, for copies and for Muon.
         ledger: says at which rate a step is taken, and whether it is void.
         half: the type of the copies, or None for none.
 
@@ -45,17 +52,19 @@ class Descent:
         self.parameters = list(network.parameters())
         self._recipe, self._ledger = recipe, ledger
         groups = decay_groups(network, recipe.weight_decay)
-        decaying = set(groups[0]["params"]) if half is not None else set[Tensor]()
+        laid_out = half is not None or recipe.optimizer == "muon"
+        decaying = set(groups[0]["params"]) if laid_out else set[Tensor]()
         self._weights: list[Tensor] = [one for one in self.parameters if one in decaying and one.ndim > 1]
         self._others = _without(self.parameters, self._weights)
         self._sgd = self._optimizer(groups)
         self._flat: Flat | None = None
         self._copies: dict[Tensor, Tensor] = {}
-        if half is not None:
+        self._views: Mapping[Tensor, Tensor] = {}
+        if laid_out:
             self._lay_out(half)
 
     def _optimizer(self, groups: Sequence[dict[str, Any]]) -> torch.optim.SGD:
-        """That of the parameters without a copy, with velocities of zero."""
+        """That of the parameters that are not laid out, with velocities of zero."""
         recipe, ledger = self._recipe, self._ledger
         groups = [{**group, "params": _without(group["params"], self._weights)} for group in groups]
         if not recipe.decay_biases:
@@ -67,29 +76,35 @@ class Descent:
         sgd.found_inf, sgd.grad_scale = ledger.void, None  # type: ignore[attr-defined]
         return sgd
 
-    def _lay_out(self, half: torch.dtype) -> None:
+    def _lay_out(self, half: torch.dtype | None) -> None:
         """Move the weights into one piece of memory, and make the others like it."""
         sizes = [-(-weight.numel() // _ALIGNMENT) * _ALIGNMENT for weight in self._weights]
         device = self._weights[0].device
-        types = (torch.float32, torch.float32, half, half)
-        self._flat = Flat(*(torch.zeros(sum(sizes), dtype=dtype, device=device) for dtype in types))
-        own, velocities, copies, gradients = (
-            _views(tensor, self._weights, sizes)
-            for tensor in (self._flat.weight, self._flat.velocity, self._flat.copy, self._flat.gradient)
-        )
-        for weight, view in zip(self._weights, own, strict=True):
+        own, velocity = (torch.zeros(sum(sizes), device=device) for _ in range(2))
+        gradient = torch.zeros(sum(sizes), dtype=half or torch.float32, device=device)
+        self._flat = flat = Flat(own, velocity, own if half is None else torch.zeros_like(gradient), gradient)
+        for weight, view in zip(self._weights, _views(flat.weight, self._weights, sizes), strict=True):
             view.copy_(weight.detach())
             weight.data = view
-        self._velocities: dict[Tensor, Tensor] = dict(zip(self._weights, velocities, strict=True))
-        self._copies = {weight: copy.requires_grad_() for weight, copy in zip(self._weights, copies, strict=True)}
-        self._views = dict(zip(self._weights, gradients, strict=True))
+        velocities, copies, gradients = (
+            dict(zip(self._weights, _views(tensor, self._weights, sizes), strict=True))
+            for tensor in (flat.velocity, flat.copy, flat.gradient)
+        )
+        self._velocities, self._views = velocities, gradients
+        # Of a channels_last kernel too; the order of the inputs makes no difference to Muon.
+        parts = zip(self._weights, flat.direction.split(sizes), strict=True)
+        self._matrices = [part[: weight.numel()].view(len(weight), -1) for weight, part in parts]
+        several = own.is_cuda and self._recipe.optimizer == "muon"
+        self._beside = [torch.cuda.Stream(device) for _ in range(_STREAMS * several)]
+        if half is not None:
+            self._copies = {weight: copy.requires_grad_() for weight, copy in copies.items()}
         self.refresh()
 
     @property
     def momenta(self) -> list[Tensor]:
         """The velocity of each parameter."""
         return [
-            self._velocities[parameter] if parameter in self._copies else self._sgd.state[parameter]["momentum_buffer"]
+            self._velocities[parameter] if parameter in self._views else self._sgd.state[parameter]["momentum_buffer"]
             for parameter in self.parameters
         ]
 
@@ -107,26 +122,38 @@ class Descent:
         """Take the gradients that a backward pass left in the network or a part of it.
 
         Returns:
-            What holds them, to be summed over processes and then put: those of all weights with a copy in one piece of
-            half precision, and each of the others.
+            What holds them, to be summed over processes and then put: those of all weights that are laid out in one
+            piece, in half precision if they have copies, and each of the others.
         """
-        own = [parameter for parameter in module.parameters() if parameter in self._copies]
-        others = _gradients(self._without_copy(module))
-        if self._flat is None or not own:
+        own = self._laid_out(module)
+        others = _gradients(self._apart(module))
+        if not own:
             return others
-        views = [self._views[weight] for weight in own]
-        torch._foreach_copy_(views, _gradients([self._copies[weight] for weight in own]))
-        first, last = views[0].storage_offset(), views[-1].storage_offset() + views[-1].numel()
-        return [self._flat.gradient[first:last], *others]
+        torch._foreach_copy_(
+            [self._views[weight] for weight in own], _gradients([self._copies.get(weight, weight) for weight in own])
+        )
+        return [self._piece(own), *others]
 
     def put(self, module: nn.Module, gradients: Sequence[Tensor]) -> None:
         """Take such gradients, summed, in their place."""
-        others = self._without_copy(module)
+        own, others = self._laid_out(module), self._apart(module)
+        if own and not self._copies:
+            # What is in half precision was added up in its place.
+            self._piece(own).copy_(gradients[0])
         for parameter, gradient in zip(others, gradients[len(gradients) - len(others) :], strict=True):
             parameter.grad = gradient
 
-    def _without_copy(self, module: nn.Module) -> list[Tensor]:
-        return [parameter for parameter in module.parameters() if parameter not in self._copies]
+    def _piece(self, own: Sequence[Tensor]) -> Tensor:
+        """The gradients of weights that lie one behind the other."""
+        assert self._flat is not None
+        first, last = self._views[own[0]], self._views[own[-1]]
+        return self._flat.gradient[first.storage_offset() : last.storage_offset() + last.numel()]
+
+    def _laid_out(self, module: nn.Module) -> list[Tensor]:
+        return [parameter for parameter in module.parameters() if parameter in self._views]
+
+    def _apart(self, module: nn.Module) -> list[Tensor]:
+        return [parameter for parameter in module.parameters() if parameter not in self._views]
 
     def norms(self) -> Tensor:
         """Those of parts of the whole gradient, float32 ``[parts]``."""
@@ -141,13 +168,10 @@ class Descent:
         if recipe.clip or ledger.scales:
             torch._foreach_mul_(_gradients(self._others), ledger.scale)
         if self._flat is not None:
-            sgd_step(
-                self._flat,
-                ledger,
-                decay=recipe.weight_decay,
-                momentum=recipe.momentum,
-                nesterov=recipe.nesterov,
-            )
+            step = functools.partial(sgd_step, self._flat, ledger)
+            if recipe.optimizer == "muon":
+                step = functools.partial(muon_step, self._flat, ledger, matrices=self._matrices, beside=self._beside)
+            step(decay=recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov)
         self._sgd.step()
         for leaf in (*self.parameters, *self._copies.values()):
             leaf.grad = None

@@ -26,7 +26,7 @@ from zeromean.lab.data.augment import part_of_batch
 from zeromean.lab.fit import check_network
 from zeromean.lab.nets import StackedNetwork
 from zeromean.lab.recipes.images import ImageRecipe, Norm
-from zeromean.lab.recipes.recipe import Recipe, Task
+from zeromean.lab.recipes.recipe import Recipe, Task, unset
 from zeromean.lab.store import DamagedFileError, Run, Study
 from zeromean.lab.together import Samples, Splits, Steps, build, watch
 from zeromean.spelling import nearest
@@ -146,6 +146,10 @@ class Plan:
                 "tune": self.tune,
             }
         )
+
+    def known(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of a ``plan.json``, with the fields that recipes did not have yet when it was written."""
+        return {**_plain_dict(unset(type(self.recipe))), **recipe}
 
 
 def make(

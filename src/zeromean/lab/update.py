@@ -6,6 +6,8 @@
     w <- w - rate v      or, with Nesterov's momentum,     w <- w - rate (g + weight_decay w + momentum v)
     average <- ema average + (1 - ema) w                   where the recipe averages
 
+By Muon, weights of layers move by the orthogonal matrix next to v instead, see `zeromean.kernels.muon`.
+
 A step whose loss or gradient is not finite is void, and so is every one after it: weights, momentum, average and
 buffers (running statistics, turns of noisy activations) stay as they were before it. Nothing waits for the device, so
 the whole step can be recorded as a CUDA graph.

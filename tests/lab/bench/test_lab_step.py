@@ -1,5 +1,6 @@
 """The comparison of the lab's step with a plain loop: processes that take turns, and what is made of their times."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,9 +32,7 @@ def failing(device: torch.device) -> Callable[[], None]:
 
 
 def maker(file: Path) -> lab_step.Maker:
-    from functools import partial
-
-    return partial(counting, str(file))
+    return functools.partial(counting, str(file))
 
 
 def test_every_contender_takes_its_steps_in_each_round(tmp_path: Path) -> None:
@@ -74,6 +73,14 @@ def test_what_an_epoch_s_draws_cost_is_spread_over_its_steps(monkeypatch: pytest
     monkeypatch.setattr(Batches, "set_epoch", lambda self, epoch: drawn.append(epoch))
     assert lab_step.draws(replace(cifar100_elu11(), batch_size=10), CPU) == pytest.approx(1000 / 20 / 3)
     assert drawn == [0, *range(20)]
+
+
+def test_the_step_by_muon_is_the_same_but_for_the_optimizer() -> None:
+    found = lab_step.makers(cifar100_elu11(), [], muon=True)
+    by_muon, by_sgd = (maker.args[0] for maker in found.values() if isinstance(maker, functools.partial))
+    assert list(found) == ["lab by Muon", LAB]
+    assert (by_muon.optimizer, by_sgd.optimizer) == ("muon", "sgd")
+    assert replace(by_muon, optimizer="sgd", decay_biases=True, title=by_sgd.title) == by_sgd
 
 
 def test_each_plain_mode_is_there_without_and_with_the_search() -> None:

@@ -326,6 +326,19 @@ def test_one_arm_is_told_nothing_of_differences(study_folder: StudyFolder) -> No
     assert "8 seeds per arm, one arm: nothing to compare" in text
 
 
+def test_methods_tell_the_optimizer_and_know_plans_from_before_it(tmp_path: Path) -> None:
+    summary = load(write_image_study(tmp_path, seeds=1))
+    recipe = summary.plan["recipe"]
+    by_sgd = paragraph(summary, ["ELU"])
+    del recipe["optimizer"]
+    assert paragraph(summary, ["ELU"]) == by_sgd
+    recipe["optimizer"] = "muon"
+    text = paragraph(summary, ["ELU"])
+    assert "of Muon (biases, slopes and scales by stochastic gradient descent, without decay) with momentum 0.9" in text
+    assert " Weight decay 0.0005." in text
+    assert "L2" not in text
+
+
 def test_methods_say_where_dropout_stands(tmp_path: Path) -> None:
     summary = load(write_image_study(tmp_path, seeds=1))
     assert "pooling" not in paragraph(summary, ["ELU"])

@@ -17,6 +17,7 @@ Norm = Literal["none", "batch"]
 Precision = Literal["bfloat16", "float16", "tf32", "float32"]
 Normalization = Literal["gcn-zca", "mean-std", "pixel-mean"]
 Curve = Literal["stairs", "linear"]
+Optimizer = Literal["sgd", "muon"]
 _FIXED = {"name", "title", "source", "network", "phases", "rates", "expected_sd"}
 _LONGEST = 1000.0
 _FACTORS = ("length", "rate_factor", "dropout_factor")
@@ -53,9 +54,12 @@ class ImageRecipe:
         batch_size: images a step, those of all processes together.
         rates: (step, learning rate) pairs, ascending steps from 0.
         curve: ``stairs`` holds a rate until the next pair, ``linear`` goes to it in a straight line.
-        momentum: of stochastic gradient descent, ``v <- momentum v + g; w <- w - rate v``.
+        optimizer: ``sgd`` is stochastic gradient descent with momentum; ``muon`` updates the weights of layers by the
+            nearest orthogonal matrix instead, ``w <- (1 - rate weight_decay) w - rate orthogonal(v)``, see
+            :mod:`zeromean.kernels.muon`, and everything else as ``sgd`` does, without decay.
+        momentum: ``v <- momentum v + g; w <- w - rate v``.
         nesterov: looks ahead: ``w <- w - rate (g + momentum v)``.
-        weight_decay: L2, added to the gradient; slopes of activations are exempt.
+        weight_decay: L2, added to the gradient but by ``muon``; slopes of activations are exempt.
         decay_biases: whether biases, and the scales of normalization layers, decay as weights do.
         normalization: of the images, see :func:`zeromean.lab.data.prepare`; ``pixel-mean`` for those of a folder.
         pad: zeros on each side, out of which a crop of the old size is taken; not for a folder.
@@ -94,6 +98,7 @@ class ImageRecipe:
     rates: tuple[tuple[int, float], ...]
     expected_sd: float
     curve: Curve = "stairs"
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -145,6 +150,12 @@ class ImageRecipe:
         _check(self.batch_size % self.accumulate == 0, self, "accumulate", f"a divisor of {self.batch_size}")
         _check(1 <= self.crop <= self.resize, self, "crop", f"in [1, {self.resize}], which resize is")
         _check(self.momentum > 0 or not self.nesterov, self, "nesterov", "false where momentum is 0")
+        if self.optimizer == "muon":
+            told = "false where optimizer is muon (decay_biases=false on the command line)"
+            _check(not self.decay_biases, self, "decay_biases", told)
+            highest = max(rate for _, rate in self.rates)
+            most = f"below {1 / highest:g} where optimizer is muon: one over the highest rate" if highest else ""
+            _check(highest * self.weight_decay < 1, self, "weight_decay", most)
         _check(self.flip or not self.alternate_flip, self, "alternate_flip", "false where flip is")
         streamed = is_folder(self.data)
         _check(not (streamed and self.alternate_flip), self, "alternate_flip", f"false for the data {self.data!r}")
@@ -310,7 +321,7 @@ def _told(value: Any) -> str:
 
 def _choices() -> dict[str, Sequence[str]]:
     hints = typing.get_type_hints(ImageRecipe)
-    named = ("network", "normalization", "curve", "padding", "initialization", "precision")
+    named = ("network", "normalization", "curve", "optimizer", "padding", "initialization", "precision")
     return {name: typing.get_args(hints[name]) for name in named} | {"norms": typing.get_args(Norm)}
 
 

@@ -105,6 +105,12 @@ class Recipe:
         return "%" if self.task == "classification" else "1e-3"
 
 
+def unset(recipe: type[Any]) -> dict[str, Any]:
+    """What fields of a recipe are where nobody sets them; records of older recipes lack those that came later."""
+    fields = dataclasses.fields(recipe)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
 def override(recipe: Recipe, assignments: typing.Sequence[str]) -> Recipe:
     """The recipe with fields changed by ``field=value`` texts, as the command line gives them.
 

@@ -14,6 +14,10 @@ _WHITENING = {
     "mean-std": "normalized by mean and standard deviation of each colour",
     "pixel-mean": "with the mean of every pixel subtracted",
 }
+_OPTIMIZERS = {
+    "sgd": "stochastic gradient descent",
+    "muon": "Muon (biases, slopes and scales by stochastic gradient descent, without decay)",
+}
 _CLASSIFICATION = "The error is the percentage of test samples that the network gets wrong"
 _RECONSTRUCTION = "The error is the mean squared error of a pixel of the test images, times 1000"
 
@@ -49,7 +53,8 @@ def _images(plan: Mapping[str, Any], labels: Sequence[str]) -> str:
     parts = [
         f"{_listed(labels)} in the convolutional network {recipe['network']}, trained on {plan['data']['name']} "
         f"({samples:,} images, {_WHITENING[recipe['normalization']]}{_augmentation(recipe)}) for "
-        f"{training} of stochastic gradient descent with {momentum} in batches of {recipe['batch_size']}",
+        f"{training} of {_OPTIMIZERS[recipe.get('optimizer', 'sgd')]} with {momentum} in batches of "
+        f"{recipe['batch_size']}",
         f"Learning rate {rates_in_words(recipe['rates'], recipe['curve'])}",
         f"Schedule: {phases_in_words(recipe['phases'])}",
         *_regularization(recipe),
@@ -74,7 +79,7 @@ def _flips(recipe: Recipe) -> str:
 def _regularization(recipe: Recipe) -> list[str]:
     said = {
         "drop_before_pooling": "Behind a stack, dropout stands in front of its pooling",
-        "weight_decay": "L2 weight decay {:g}",
+        "weight_decay": "Weight decay {:g}" if recipe.get("optimizer") == "muon" else "L2 weight decay {:g}",
         "cutout": "In each training image a square of {:g} pixels' side is set to zero",
         "mixup": "Training images are mixed in pairs, as are their labels, with shares from Beta({0:g}, {0:g})",
         "label_smoothing": "Labels smoothed by {:g}",
