@@ -23,6 +23,7 @@ from zeromean.lab.recipes.images import ImageRecipe, override
 # Each dropout costs a compilation.
 CHANGES: dict[str, tuple[str, ...]] = {
     "rate_factor": ("0.5", "2"),
+    "weight_decay": (),  # of the recipe's own, `DECAYS`
     "dropout_factor": ("0.5", "1.5"),
     "everywhere": ("true",),
     "cutout": ("8",),

@@ -5,24 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lab.small_images import (
-    CPU,
-    HALVES,
-    MUON,
-    NO_DROPOUT,
-    halved,
-    material,
-    overflown,
-    poisoned,
-    recipe,
-    run,
-    small,
-    trained,
-)
+from tests.lab.small_images import CPU, HALVES, MUON, halved, material, overflown, poisoned, recipe, run, small, trained
 from torch import Tensor
 
 from zeromean.lab.images import Material
-from zeromean.lab.recipes.images import Phase
 from zeromean.lab.train import Training
 
 HALF = torch.bfloat16
@@ -159,7 +145,7 @@ def test_the_scale_is_kept_in_checkpoints() -> None:
 
 
 def test_muon_leaves_units_alone_that_no_gradient_reaches_any_more() -> None:
-    made = Training(recipe(**MUON, phases=(Phase(1000, NO_DROPOUT),)), run("relu"), material(), CPU)
+    made = Training(recipe(**MUON), run("relu"), material(), CPU)
     bias = made.network.get_parameter("stack1.conv1.bias")
     bias.data.fill_(-1e3)
     before = made.network.get_parameter("stack1.conv1.weight").clone()

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from zeromean.kernels.sgd_programs import carried_on, places
+
 
 @triton.jit
 def gather(
@@ -12,14 +14,9 @@ def gather(
     """Update velocities and write the direction, which may lie where the gradient does: each element is read before."""
     if tl.load(void_ptr) != 0:
         return
-    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    there = at < count
+    at, there = places(count, TILE)
     gradient = tl.load(gradient_ptr + at, mask=there, other=0.0).to(tl.float32) * tl.load(scale_ptr)
-    velocity = momentum * tl.load(velocity_ptr + at, mask=there, other=0.0) + gradient
-    direction = velocity
-    if NESTEROV:
-        direction = gradient + momentum * velocity
-    tl.store(velocity_ptr + at, velocity, mask=there)
+    direction = carried_on(gradient, velocity_ptr, at, there, momentum, NESTEROV)
     tl.store(direction_ptr + at, direction.to(direction_ptr.dtype.element_ty), mask=there)
 
 
@@ -28,8 +25,7 @@ def apply(weight_ptr, copy_ptr, direction_ptr, rate_ptr, void_ptr, count, decay,
     """Update weights, and round them to their copies."""
     if tl.load(void_ptr) != 0:
         return
-    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    there = at < count
+    at, there = places(count, TILE)
     rate = tl.load(rate_ptr)
     weight = tl.load(weight_ptr + at, mask=there, other=0.0)
     weight = weight * (1 - rate * decay) - rate * tl.load(direction_ptr + at, mask=there, other=0.0).to(tl.float32)

@@ -5,6 +5,24 @@ import triton.language as tl
 
 
 @triton.jit
+def places(count, TILE: tl.constexpr):
+    """The elements of a program, and which of them there are."""
+    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    return at, at < count
+
+
+@triton.jit
+def carried_on(gradient, velocity_ptr, at, there, momentum, NESTEROV: tl.constexpr):
+    """Update velocities by a gradient; gives where they lead."""
+    velocity = momentum * tl.load(velocity_ptr + at, mask=there, other=0.0) + gradient
+    tl.store(velocity_ptr + at, velocity, mask=there)
+    step = velocity
+    if NESTEROV:
+        step = gradient + momentum * velocity
+    return step
+
+
+@triton.jit
 def sgd_step(
     weight_ptr, velocity_ptr, copy_ptr, gradient_ptr, rate_ptr, scale_ptr, void_ptr, count, decay, momentum,
     NESTEROV: tl.constexpr, TILE: tl.constexpr,
@@ -12,18 +30,12 @@ def sgd_step(
     """Update weights and velocities, and round the weights to their copies."""
     if tl.load(void_ptr) != 0:
         return
-    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    there = at < count
+    at, there = places(count, TILE)
     weight = tl.load(weight_ptr + at, mask=there, other=0.0)
     gradient = tl.load(gradient_ptr + at, mask=there, other=0.0).to(tl.float32)
     gradient = gradient * tl.load(scale_ptr) + decay * weight
-    velocity = momentum * tl.load(velocity_ptr + at, mask=there, other=0.0) + gradient
-    step = velocity
-    if NESTEROV:
-        step = gradient + momentum * velocity
-    weight -= tl.load(rate_ptr) * step
+    weight -= tl.load(rate_ptr) * carried_on(gradient, velocity_ptr, at, there, momentum, NESTEROV)
     tl.store(weight_ptr + at, weight, mask=there)
-    tl.store(velocity_ptr + at, velocity, mask=there)
     tl.store(copy_ptr + at, weight.to(copy_ptr.dtype.element_ty), mask=there)
 
 
