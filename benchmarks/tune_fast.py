@@ -25,6 +25,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "rate_factor": ("0.5", "2"),
     "weight_decay": (),  # of the recipe's own, `DECAYS`
     "dropout_factor": ("0.5", "1.5"),
+    "dropout_curve": ("linear",),
     "everywhere": ("true",),
     "cutout": ("8",),
     "mixup": ("0.2",),

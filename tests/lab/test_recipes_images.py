@@ -84,6 +84,13 @@ def test_looking_ahead_takes_momentum() -> None:
     assert recipe(nesterov=False, momentum=0.0).momentum == 0
 
 
+def test_dropout_holds_or_rises_within_each_phase() -> None:
+    phases = (Phase(4, NO_DROPOUT), Phase(2, NO_DROPOUT))
+    holding, rising = (recipe(phases=phases, dropout_curve=curve) for curve in ("stairs", "linear"))
+    assert [holding.dropout_strength(step) for step in range(6)] == [1] * 6
+    assert [rising.dropout_strength(step) for step in range(7)] == [0, 0.25, 0.5, 0.75, 0, 0.5, 1]
+
+
 def test_muon_decays_no_biases() -> None:
     told = r"decay_biases must be false where optimizer is muon \(decay_biases=false on the command line\), got True: "
     with pytest.raises(ValueError, match=told):

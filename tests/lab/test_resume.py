@@ -51,6 +51,7 @@ ARMS = [
     (run("elu", norm="batch"), {"clip": 0.5}),
     (run("relu", norm="batch"), {"ema": 0.8, "nesterov": True}),
     (run("prelu"), MUON),
+    (run("elu"), {"dropout_curve": "linear"}),
 ]
 
 

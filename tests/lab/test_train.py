@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from zeromean.lab.chance import Chance
 from zeromean.lab.data.augment import Batch, Batches
 from zeromean.lab.images import Material
+from zeromean.lab.nets.dropout import Dropout
 from zeromean.lab.observe import Judgement, judge
 from zeromean.lab.order import noise_seeds
 from zeromean.lab.recipes.images import ImageRecipe, Phase
@@ -200,6 +201,22 @@ def test_dropout_changes_at_the_step_where_its_phase_begins() -> None:
     assert (training.epoch, training.done) == (2, True)
 
 
+def test_dropout_rises_in_every_phase() -> None:
+    phases = (Phase(4, (0.8, 0.0, 0.0)), Phase(5, (0.5, 0.9, 0.0), everywhere=True))
+    training = Training(recipe(phases=phases, dropout_curve="linear"), run(), material(), CPU)
+    shares: dict[str, list[float]] = {}
+    for name, module in training.network.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_hook(
+                lambda _, __, y, at=name: shares.setdefault(at, []).append((y == 0).float().mean().item())
+            )
+    taken(training, 9)
+    assert shares["stack1.dropout1"] == pytest.approx([0, 0.2, 0.4, 0.6, 0, 0.1, 0.2, 0.3, 0.4], abs=0.04)
+    assert shares["stack2.dropout1"] == pytest.approx([0] * 4 + [0, 0.18, 0.36, 0.54, 0.72], abs=0.04)
+    assert shares["stack1.dropout1"][0] == shares["stack1.dropout1"][4] == 0
+    assert "dropout" not in " ".join(training.state()[0])
+
+
 def test_the_last_epoch_may_be_cut_short(tmp_path: Path) -> None:
     study, chosen = Study(tmp_path), recipe(rates=((0, 0.05), (11, 0.02)))
     train(chosen, [run()], material(), study, device=CPU)
@@ -274,6 +291,19 @@ def test_the_step_that_is_taken_again_drops_as_it_did(monkeypatch: pytest.Monkey
     monkeypatch.setattr("zeromean.lab.train.blame", blamed)
     assert [training._blame(step) for step in (4, 2)] == ["nobody"] * 2
     assert rates == [0.0, max(DROPOUT)]
+
+
+def test_the_step_that_is_taken_again_drops_as_strongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe(phases=(Phase(4, DROPOUT), Phase(1, NO_DROPOUT)), dropout_curve="linear", rates=((0, 0.0),))
+    training = taken(Training(chosen, run(), material(), CPU), 5)
+
+    def blamed(network: Any, losses: Any) -> str:
+        next(iter(losses()))
+        strengths = [module.strength for module in network.modules() if isinstance(module, Dropout)]
+        return ", ".join({f"{strength:g}" for strength in strengths if strength is not None})
+
+    monkeypatch.setattr("zeromean.lab.train.blame", blamed)
+    assert [training._blame(step) for step in (4, 3, 1)] == ["0", "0.75", "0.25"]
 
 
 def test_a_void_step_late_in_the_training_is_found(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.lab.small_images import (
 )
 
 from zeromean.lab.images import Material
-from zeromean.lab.recipes.images import ImageRecipe, Phase, Precision
+from zeromean.lab.recipes.images import Curve, ImageRecipe, Phase, Precision
 from zeromean.lab.store import Run, Study
 from zeromean.lab.train import Training, train
 
@@ -73,13 +73,34 @@ def test_recorded_steps_equal_those_on_a_cpu(tmp_path: Path, norm: str, altered:
     assert found[0] == pytest.approx(wanted, rel=1e-3)
 
 
-def test_runs_on_one_gpu_do_not_change_each_other(tmp_path: Path) -> None:
-    chosen, runs = recipe(precision="float32", phases=PHASES), [run("elu"), run("rrelu"), run("elu", seed=1)]
+@pytest.mark.parametrize("curve", ["stairs", "linear"])
+def test_runs_on_one_gpu_do_not_change_each_other(tmp_path: Path, curve: Curve) -> None:
+    chosen = recipe(precision="float32", phases=PHASES, dropout_curve=curve)
+    runs = [run("elu"), run("rrelu"), run("elu", seed=1)]
     together = losses(tmp_path, "together", chosen, runs, together=3)
     alone = [losses(tmp_path, "alone", chosen, [one])[0] for one in runs]
     for own, other in zip(together, alone, strict=True):
         assert own == pytest.approx(other, rel=1e-3)
     assert together[0] != pytest.approx(together[2], rel=1e-3)
+
+
+def test_dropout_rises_without_recording_anew() -> None:
+    phases = (Phase(12, (0.8, 0.8, 0.0), everywhere=True),)
+    rising, without = (
+        Training(recipe(precision="float16", **changes), run(), on_gpu(material()), GPU)
+        for changes in ({"phases": phases, "dropout_curve": "linear"}, {})
+    )
+    found: list[list[float]] = []
+    for one in (rising, without):
+        one.begin_epoch()
+        found.append([])
+        for _ in range(5):
+            one.advance()
+            one.wait()
+            found[-1].append(float(one._update.loss_sum))
+    first = [sums[0] for sums in found]
+    assert first[0] == pytest.approx(first[1], rel=1e-3), "no dropout in the first step"
+    assert abs(found[0][4] - found[1][4]) > 0.02 * found[1][4]
 
 
 def test_a_killed_training_continues_to_the_same_numbers(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_changes_that_are_better_alone_are_trained_together(tmp_path: Path, monk
     chosen = find("cifar100-elu11-fast")
     assert isinstance(chosen, ImageRecipe)
     found = tune_fast.search(chosen, DATA, options(tmp_path), FOREVER)
-    assert sum(steps == 9750 for _, steps in asked) == 15
+    assert sum(steps == 9750 for _, steps in asked) == 16
     assert [name for name, steps in asked if steps == 19500] == [
         "as it is",
         "rate_factor=2",
@@ -180,7 +180,7 @@ def test_candidates_are_the_recipe_and_single_changes() -> None:
         points = tune_fast.candidates(chosen)
         made = {json.dumps(Trial("", override(chosen, point), "elu", 0).settings()) for point in points}
         assert points[0] == ()
-        assert len(made) == len(points) == 15
+        assert len(made) == len(points) == 16
 
 
 def test_differences_are_of_the_seeds_that_have_both() -> None:

@@ -91,6 +91,11 @@ class Update:
         for module, own in zip(self._noisy, self._noise, strict=True):
             module.seed = own[0]
         self._seed = torch.tensor([seed], device=device)
+        self._strengths: Tensor | None = None
+        if recipe.dropout_curve == "linear":
+            strengths = [recipe.dropout_strength(step) for step in range(recipe.steps)]
+            self._strengths, self._strength = torch.tensor(strengths, device=device), torch.ones((), device=device)
+            network.set_dropout_strength(self._strength)
         self._front: nn.Module | None = None
         self._back: nn.Module = network
         if share.processes > 1:
@@ -111,8 +116,13 @@ class Update:
             _put_back(buffers, old, where=self._ledger.void)
 
     def parts(self) -> Iterator[Batch]:
-        """The parts of the step's batch, one after the other; each sets the noise that is its own."""
+        """The parts of the step's batch, one after the other; each sets the noise that is its own.
+
+        Where dropout rises, the step's strength of it is set as well.
+        """
         recipe, layers = self.recipe, len(self._noisy)
+        if self._strengths is not None:
+            self._strength.copy_(self._strengths.index_select(0, self.number)[0])
         images, labels = self.batches.take(self.place)
         pairs = zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
         for part, pair in enumerate(pairs):

@@ -330,12 +330,13 @@ def test_methods_tell_the_optimizer_and_know_plans_from_before_it(tmp_path: Path
     summary = load(write_image_study(tmp_path, seeds=1))
     recipe = summary.plan["recipe"]
     by_sgd = paragraph(summary, ["ELU"])
-    del recipe["optimizer"]
+    del recipe["optimizer"], recipe["dropout_curve"]
     assert paragraph(summary, ["ELU"]) == by_sgd
-    recipe["optimizer"] = "muon"
+    recipe |= {"optimizer": "muon", "dropout_curve": "linear"}
     text = paragraph(summary, ["ELU"])
     assert "of Muon (biases, slopes and scales by stochastic gradient descent, without decay) with momentum 0.9" in text
     assert " Weight decay 0.0005." in text
+    assert "behind the stacks; in each, dropout rises from 0 to these rates in a straight line." in text
     assert "L2" not in text
 
 

@@ -32,10 +32,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import zeromean.nn as zmnn
 from zeromean.lab.nets.aligned import AlignedStack
+from zeromean.lab.nets.dropout import Dropout
 from zeromean.lab.recipes.cifar import ELU11_DROPOUT, ELU18_DROPOUT
 from zeromean.lab.recipes.recipe import ConvolutionalInitialization
 
@@ -188,6 +189,16 @@ class ConvolutionalNetwork(nn.Sequential):
             for layer in layers:
                 layer.p = float(rate) if everywhere or layer is layers[-1] else 0.0
 
+    def set_dropout_strength(self, strength: Tensor | None) -> None:
+        """Let every layer drop with that share of its rate, which may change in every step; None for all of it.
+
+        Args:
+            strength: in [0, 1], float32 ``[]``, read in every step.
+        """
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.strength = strength
+
     def drop_before_pooling(self) -> None:
         """Move the pooling of every stack that drops behind its dropout: the other reading of the paper.
 
@@ -220,7 +231,7 @@ def convolutional_stack(stack: Stack, channels: int, activation: ActivationSourc
         activated = {f"activation{number}": activation.build(layer.units)}
         pooled = _pooling(stack) if number == len(stack.layers) else {}
         modules |= pooled | activated if activation.commutes_with_maximum else activated | pooled
-        modules[f"dropout{number}"] = nn.Dropout(0.0)
+        modules[f"dropout{number}"] = Dropout(0.0)
         channels = layer.units
     return AlignedStack(OrderedDict(modules))
 

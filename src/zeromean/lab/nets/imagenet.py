@@ -34,6 +34,7 @@ from zeromean.lab.nets.convolutional import (
     draw_weights,
     plan,
 )
+from zeromean.lab.nets.dropout import Dropout
 from zeromean.lab.recipes.imagenet import ELU15_DROPOUT
 from zeromean.lab.recipes.recipe import Initialization
 
@@ -105,7 +106,7 @@ def _hidden(features: int, activation: ActivationSource) -> nn.Sequential:
     for number, fan_in in enumerate((features, HIDDEN), 1):
         modules[f"linear{number}"] = _linear(fan_in, HIDDEN)
         modules[f"activation{number}"] = activation.build()
-        modules[f"dropout{number}"] = nn.Dropout(0.0)
+        modules[f"dropout{number}"] = Dropout(0.0)
     return nn.Sequential(OrderedDict(modules))
 
 

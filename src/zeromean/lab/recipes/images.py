@@ -54,6 +54,7 @@ class ImageRecipe:
         batch_size: images a step, those of all processes together.
         rates: (step, learning rate) pairs, ascending steps from 0.
         curve: ``stairs`` holds a rate until the next pair, ``linear`` goes to it in a straight line.
+        dropout_curve: ``stairs`` holds a phase's dropout rates, ``linear`` rises to them from 0 on a straight line.
         optimizer: ``sgd`` is stochastic gradient descent with momentum; ``muon`` updates the weights of layers by the
             nearest orthogonal matrix instead, ``w <- (1 - rate weight_decay) w - rate orthogonal(v)``, see
             :mod:`zeromean.kernels.muon`, and everything else as ``sgd`` does, without decay.
@@ -98,6 +99,7 @@ class ImageRecipe:
     rates: tuple[tuple[int, float], ...]
     expected_sd: float
     curve: Curve = "stairs"
+    dropout_curve: Curve = "stairs"
     optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
@@ -222,6 +224,16 @@ class ImageRecipe:
                 return phase
         return self.phases[-1]
 
+    def dropout_strength(self, step: int) -> float:
+        """The share of its phase's dropout that a step has, counted from 0."""
+        if self.dropout_curve == "stairs":
+            return 1.0
+        for phase in self.phases:
+            if step < phase.steps:
+                return step / phase.steps
+            step -= phase.steps
+        return 1.0
+
     def check_parts(self, processes: int) -> None:
         """Whether the part of a batch that each of so many processes takes can be split as the recipe asks.
 
@@ -321,7 +333,16 @@ def _told(value: Any) -> str:
 
 def _choices() -> dict[str, Sequence[str]]:
     hints = typing.get_type_hints(ImageRecipe)
-    named = ("network", "normalization", "curve", "optimizer", "padding", "initialization", "precision")
+    named = (
+        "network",
+        "normalization",
+        "curve",
+        "dropout_curve",
+        "optimizer",
+        "padding",
+        "initialization",
+        "precision",
+    )
     return {name: typing.get_args(hints[name]) for name in named} | {"norms": typing.get_args(Norm)}
 
 

@@ -56,10 +56,15 @@ def _images(plan: Mapping[str, Any], labels: Sequence[str]) -> str:
         f"{training} of {_OPTIMIZERS[recipe.get('optimizer', 'sgd')]} with {momentum} in batches of "
         f"{recipe['batch_size']}",
         f"Learning rate {rates_in_words(recipe['rates'], recipe['curve'])}",
-        f"Schedule: {phases_in_words(recipe['phases'])}",
+        f"Schedule: {phases_in_words(recipe['phases'])}{_rising(recipe)}",
         *_regularization(recipe),
     ]
     return " ".join(f"{part}." for part in parts)
+
+
+def _rising(recipe: Recipe) -> str:
+    linear = recipe.get("dropout_curve") == "linear"
+    return "; in each, dropout rises from 0 to these rates in a straight line" if linear else ""
 
 
 def _augmentation(recipe: Recipe) -> str:
