@@ -21,9 +21,9 @@ steps at the published rate and most runs on CIFAR-10 are lost; in tf32 none is.
 
 The ``-fast`` recipes train the same networks, without normalization layers, on about a third of the images, by Muon:
 each weight matrix moves by the orthogonal matrix nearest to its momentum, as far along every direction, see
-`zeromean.kernels.muon`. Their schedules are ours, reasoned
-and not yet tuned: a warm-up, then a straight line to 0; a decay that, summed with the rates over the steps, is for the
-11-layer network what the published one comes to, within 10 %; and one phase of dropout, as each takes a compilation.
+`zeromean.kernels.muon`. Their schedules are ours, reasoned and not yet tuned: a warm-up, then a straight line to 0; a
+decay that, summed with the rates over the steps, is for the 11-layer network what the published one comes to, within
+10 %; and one phase of dropout, as each takes a compilation.
 """
 
 from __future__ import annotations
