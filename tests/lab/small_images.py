@@ -202,6 +202,28 @@ def halved(training: Training, dtype: torch.dtype = torch.bfloat16, *, copies: b
     return training
 
 
+def copies(training: Training) -> dict[str, Tensor]:
+    """Of all that its steps to come depend on."""
+    return {name: tensor.clone() for name, tensor in training.state()[0].items()}
+
+
+def begun(training: Training) -> Training:
+    """The training at the beginning of its next epoch."""
+    training.begin_epoch()
+    return training
+
+
+def taken(training: Training, steps: int) -> Training:
+    """The training after so many steps from its beginning."""
+    while training.steps_done < steps:
+        if training.steps_left == 0:
+            training.begin_epoch()
+        training.advance()
+        if training.steps_left == 0:
+            training.finish_epoch()
+    return training
+
+
 def trained(training: Training, epochs: int = 2) -> Training:
     """The training after so many more epochs."""
     for _ in range(epochs):

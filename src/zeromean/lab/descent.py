@@ -94,8 +94,8 @@ class Descent:
         # Of a channels_last kernel too; the order of the inputs makes no difference to Muon.
         parts = zip(self._weights, flat.direction.split(sizes), strict=True)
         self._matrices = [part[: weight.numel()].view(len(weight), -1) for weight, part in parts]
-        several = own.is_cuda and self._recipe.optimizer == "muon"
-        self._beside = [torch.cuda.Stream(device) for _ in range(_STREAMS * several)]
+        beside = _STREAMS if own.is_cuda and self._recipe.optimizer == "muon" else 0
+        self._beside = [torch.cuda.Stream(device) for _ in range(beside)]
         if half is not None:
             self._copies = {weight: copy.requires_grad_() for weight, copy in copies.items()}
         self.refresh()

@@ -218,21 +218,20 @@ class ImageRecipe:
 
     def phase(self, step: int) -> Phase:
         """The phase that a step belongs to, counted from 0."""
-        for phase in self.phases:
-            step -= phase.steps
-            if step < 0:
-                return phase
-        return self.phases[-1]
+        return self._within(step)[0]
 
     def dropout_strength(self, step: int) -> float:
         """The share of its phase's dropout that a step has, counted from 0."""
-        if self.dropout_curve == "stairs":
-            return 1.0
-        for phase in self.phases:
+        phase, done = self._within(step)
+        return 1.0 if self.dropout_curve == "stairs" else min(1.0, done / phase.steps)
+
+    def _within(self, step: int) -> tuple[Phase, int]:
+        """The phase of a step, the last one for those after all, and the steps of it that are done."""
+        for phase in self.phases[:-1]:
             if step < phase.steps:
-                return step / phase.steps
+                return phase, step
             step -= phase.steps
-        return 1.0
+        return self.phases[-1], step
 
     def check_parts(self, processes: int) -> None:
         """Whether the part of a batch that each of so many processes takes can be split as the recipe asks.
