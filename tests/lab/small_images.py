@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zeromean.lab.descent import Descent
 from zeromean.lab.images import Material
 from zeromean.lab.nets import NETWORKS, ConvolutionalNetwork
+from zeromean.lab.nets.aligned import AlignedStack
 from zeromean.lab.nets.convolutional import (
     ActivationSource,
     Layer,
@@ -56,8 +57,8 @@ def small_network(
     for number, stack in enumerate(plan(STACKS, padding, PIXELS), 1):
         modules[f"stack{number}"] = convolutional_stack(stack, channels, activation, norm)
         channels = stack.layers[-1].units
-    last = {"conv1": nn.utils.skip_init(nn.Conv2d, channels, classes, 1), "dropout1": nn.Dropout(0.0)}
-    modules["stack3"] = nn.Sequential(OrderedDict(last))
+    last = {"conv1": nn.utils.skip_init(nn.Conv2d, channels, classes, 1)}
+    modules["stack3"] = AlignedStack(OrderedDict(last))
     modules |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     network = ConvolutionalNetwork(OrderedDict(modules))
     return draw_weights(network, activation, initialization, seed)

@@ -144,8 +144,8 @@ def test_changes_that_are_better_alone_are_trained_together(tmp_path: Path, monk
     monkeypatch.setattr(tune_fast, "run", judged)
     chosen = find("cifar100-elu11-fast")
     assert isinstance(chosen, ImageRecipe)
-    found = tune_fast.search(chosen, DATA, options(tmp_path), FOREVER)
-    assert sum(steps == 9750 for _, steps in asked) == 16
+    found, taken = tune_fast.search(chosen, DATA, options(tmp_path), FOREVER)
+    assert sum(steps == 9750 for _, steps in asked) == 14
     assert [name for name, steps in asked if steps == 19500] == [
         "as it is",
         "rate_factor=2",
@@ -153,10 +153,16 @@ def test_changes_that_are_better_alone_are_trained_together(tmp_path: Path, monk
         "rate_factor=2 dropout_factor=0.5 cutout=8",
     ]
     assert found.splitlines()[2].startswith("| 1 | 28.00 | 1.0 | 2 | rate_factor=2 |")
+    assert taken == ("rate_factor=2",)
 
 
 def test_nothing_is_combined_where_the_recipe_is_best() -> None:
     assert tune_fast.finalists({(): 1.0, ("cutout=8",): 1.0, ("rate_factor=2",): 2.0}) == [()]
+
+
+def test_a_recipe_changes_only_for_a_finalist_that_is_clearly_better() -> None:
+    assert tune_fast.choice({(): 30.0, ("cutout=8",): 29.7, ("cutout=8", "rate_factor=2"): 29.8}) == ("cutout=8",)
+    assert tune_fast.choice({(): 30.0, ("cutout=8",): 29.75, ("cutout=8", "rate_factor=2"): 29.8}) == ()
 
 
 def test_a_search_waits_for_trials_that_the_time_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +174,8 @@ def test_a_search_waits_for_trials_that_the_time_cut_off(tmp_path: Path, monkeyp
         return [done if number else None for number in range(len(planned))]
 
     monkeypatch.setattr(tune_fast, "run", judged)
-    found = tune_fast.search(SMALL, DATA, options(tmp_path), FOREVER)
+    found, taken = tune_fast.search(SMALL, DATA, options(tmp_path), FOREVER)
+    assert taken is None
     assert calls == [len(tune_fast.candidates(SMALL))]
     assert found.count("| 0.5 |") == calls[0] - 1
 
@@ -180,7 +187,7 @@ def test_candidates_are_the_recipe_and_single_changes() -> None:
         points = tune_fast.candidates(chosen)
         made = {json.dumps(Trial("", override(chosen, point), "elu", 0).settings()) for point in points}
         assert points[0] == ()
-        assert len(made) == len(points) == 16
+        assert len(made) == len(points) == 14
 
 
 def test_differences_are_of_the_seeds_that_have_both() -> None:
@@ -278,6 +285,7 @@ def test_the_command_writes_rows_and_a_table(tmp_path: Path, monkeypatch: pytest
     lines = (tmp_path / "fast" / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[-2:]] == ["| 0.5"] * 2
     assert lines[2].startswith("| 1 |")
+    assert (tmp_path / "fast" / "choice.txt").read_text() in ("\n", "cutout=2\n")
 
 
 def test_two_processes_share_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

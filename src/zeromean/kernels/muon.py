@@ -13,7 +13,6 @@ Newton-Schulz iteration and factor for tall matrices these are.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +36,6 @@ def muon_step(
     ledger: Ledger,
     *,
     matrices: Sequence[Tensor],
-    beside: Sequence[torch.cuda.Stream] = (),
     decay: float,
     momentum: float,
     nesterov: bool,
@@ -50,14 +48,13 @@ def muon_step(
         flat: what is updated; its gradient is lost.
         ledger: has rate and scale; a void step changes nothing.
         matrices: all weights' parts of `Flat.direction`, ``[outputs, inputs]``.
-        beside: streams that share the work with the current one, as most matrices are too small to fill a GPU. Nobody
-            else may use them: steps that are recorded on one stream have one workspace for their products.
         decay: of the weights, not through the gradient, whose size is lost (Loshchilov and Hutter, ICLR 2019).
         momentum: the share of the velocity that is kept.
         nesterov: looks ahead.
     """
     _gather(flat, ledger, momentum, nesterov)
-    _orthogonalize_all(matrices, beside)
+    for matrix in matrices:
+        orthogonalize(matrix)
     _apply(flat, ledger, decay)
 
 
@@ -77,23 +74,6 @@ def orthogonalize(matrix: Tensor) -> None:
         x = polynomial @ x
     x = x if rows <= columns else x.mT
     torch.mul(x, math.sqrt(max(1.0, rows / columns)), out=matrix)
-
-
-def _orthogonalize_all(matrices: Sequence[Tensor], beside: Sequence[torch.cuda.Stream]) -> None:
-    """Each matrix, the largest first, by the current stream and those beside it in turn; the current one waits."""
-    ordered = sorted(matrices, key=Tensor.numel, reverse=True)
-    if not beside:
-        for matrix in ordered:
-            orthogonalize(matrix)
-        return
-    current = torch.cuda.current_stream(matrices[0].device)
-    for stream in beside:
-        stream.wait_stream(current)
-    for matrix, stream in zip(ordered, itertools.cycle((current, *beside))):
-        with torch.cuda.stream(stream):
-            orthogonalize(matrix)
-    for stream in beside:
-        current.wait_stream(stream)
 
 
 def _gather(flat: Flat, ledger: Ledger, momentum: float, nesterov: bool) -> None:

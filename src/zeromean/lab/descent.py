@@ -24,8 +24,6 @@ from zeromean.nn import decay_groups
 
 # Elements at which a tensor may begin: cuDNN's and cuBLAS's fastest programs ask for as much, in bytes.
 _ALIGNMENT = 64
-# Beside the training's own, for Muon. PyTorch has 32 streams in all, so that eight trainings at once share none.
-_STREAMS = 3
 
 
 class Descent:
@@ -94,8 +92,6 @@ class Descent:
         # Of a channels_last kernel too; the order of the inputs makes no difference to Muon.
         parts = zip(self._weights, flat.direction.split(sizes), strict=True)
         self._matrices = [part[: weight.numel()].view(len(weight), -1) for weight, part in parts]
-        beside = _STREAMS if own.is_cuda and self._recipe.optimizer == "muon" else 0
-        self._beside = [torch.cuda.Stream(device) for _ in range(beside)]
         if half is not None:
             self._copies = {weight: copy.requires_grad_() for weight, copy in copies.items()}
         self.refresh()
@@ -170,7 +166,7 @@ class Descent:
         if self._flat is not None:
             step = functools.partial(sgd_step, self._flat, ledger)
             if recipe.optimizer == "muon":
-                step = functools.partial(muon_step, self._flat, ledger, matrices=self._matrices, beside=self._beside)
+                step = functools.partial(muon_step, self._flat, ledger, matrices=self._matrices)
             step(decay=recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov)
         self._sgd.step()
         for leaf in (*self.parameters, *self._copies.values()):
