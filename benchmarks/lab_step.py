@@ -9,8 +9,7 @@ with fused SGD, always on the same batch. Both have the recipe's dropout, paddin
 The lab lets cuDNN search for the fastest program of each convolution, which torch does not by itself: every plain mode
 is there without and with that search (``torch.backends.cudnn.benchmark``). What cuDNN chose stays in a process, so each
 contender has one of its own; all wait on the same GPU and take turns, several rounds. Under each time lies that of its
-convolutions and matrix products alone, by the profiler: the floor. Muon's own products are among them, and as some of
-its kernels run at once, their times may add up to more than the step's.
+convolutions and matrix products alone, by the profiler: the floor. Muon's own products are among them.
 """
 
 from __future__ import annotations

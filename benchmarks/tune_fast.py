@@ -100,7 +100,6 @@ def search(recipe: ImageRecipe, dataset: data.Dataset, options: Any, ends: float
     Returns:
         The table of what is complete, and the choice, or None where a finalist is missing.
     """
-    chosen: Point | None = None
     ranked = list[tuple[float, Point, float, Sequence[Row]]]()
     points = candidates(recipe)
     for length in (SHORT, 1.0):
@@ -112,11 +111,11 @@ def search(recipe: ImageRecipe, dataset: data.Dataset, options: Any, ends: float
             for (found, point), of_point in zip(errors, own, strict=True)
             if found is not None
         ]
-        if any(found is None for found, _ in errors):
-            break
         known = {point: found for found, point in errors if found is not None}
-        points, chosen = finalists(known), choice(known) if length == 1.0 else None
-    return table(ranked), chosen
+        if len(known) < len(points):
+            return table(ranked), None
+        points = finalists(known)
+    return table(ranked), choice(known)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -1,10 +1,10 @@
-"""A synthetic study, written through the store as a real one is."""
+"""A synthetic study, written through the store as a real one is, and the small network in the place of elu11."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,15 @@ def zeromean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         return capsys.readouterr().out
 
     return call
+
+
+@pytest.fixture
+def small_networks() -> Iterator[None]:
+    """Within, the small network has elu11's place, and torch one thread."""
+    from tests.lab.small_images import small
+
+    with small():
+        yield
 
 
 @pytest.fixture(scope="session")

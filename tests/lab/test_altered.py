@@ -1,14 +1,13 @@
 """Cutout and mixup, alone and in a training."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
-from tests.lab.small_images import CLASSES, CPU, material, recipe, run, small
+from tests.lab.small_images import CLASSES, CPU, material, recipe, run
 from torch import Tensor
 
 from zeromean.lab.altered import beta_quantiles, cut_out, draw_places, draw_shares, mix
@@ -21,10 +20,7 @@ SEED, EPOCH = torch.tensor(3), 5
 EACH: list[dict[str, Any]] = [{"cutout": 3}, {"mixup": 0.4}, {"cutout": 3, "mixup": 0.4}]
 
 
-@pytest.fixture(autouse=True)
-def _small() -> Iterator[None]:
-    with small():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 6])

@@ -1,11 +1,10 @@
 """Copies of the weights in half precision, and the gradient descent that keeps them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from tests.lab.small_images import CPU, HALVES, MUON, halved, material, overflown, poisoned, recipe, run, small, trained
+from tests.lab.small_images import CPU, HALVES, MUON, halved, material, overflown, poisoned, recipe, run, trained
 from torch import Tensor
 
 from zeromean.lab.images import Material
@@ -14,10 +13,7 @@ from zeromean.lab.train import Training
 HALF = torch.bfloat16
 
 
-@pytest.fixture(autouse=True)
-def _small() -> Iterator[None]:
-    with small():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 def training(

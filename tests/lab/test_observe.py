@@ -7,7 +7,7 @@ from statistics import mean, median
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.lab.small_images import CLASSES, PIXELS, material, small, small_network
+from tests.lab.small_images import CLASSES, PIXELS, material, small_network
 from torch import Tensor, nn
 
 from zeromean.lab.activation import parse
@@ -18,10 +18,7 @@ from zeromean.lab.observe import blame, judge, logits_of, mean_activations
 COUNT = 1003  # more than are taken at once
 
 
-@pytest.fixture(autouse=True)
-def _small() -> Iterator[None]:
-    with small():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 def network(activation: str = "elu", norm: str = "none") -> ConvolutionalNetwork:

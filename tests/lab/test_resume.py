@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,18 +26,13 @@ from tests.lab.small_images import (
     material,
     recipe,
     run,
-    small,
 )
 
 from zeromean.lab.recipes.images import Phase
 from zeromean.lab.store import DamagedFileError, Run, Study
 from zeromean.lab.train import Stopped, Training, train
 
-
-@pytest.fixture(autouse=True)
-def _small() -> Iterator[None]:
-    with small():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 ROOT = Path(__file__).parents[2]

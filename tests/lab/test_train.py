@@ -1,7 +1,7 @@
 """Training on images: against a plain loop, alone against together, evaluated and timed."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from tests.lab.small_images import (
     material,
     recipe,
     run,
-    small,
     taken,
 )
 from torch import Tensor, nn
@@ -35,11 +34,7 @@ from zeromean.lab.store import Run, Study
 from zeromean.lab.train import Training, build, train
 from zeromean.nn import slope_parameters
 
-
-@pytest.fixture(autouse=True)
-def _small() -> Iterator[None]:
-    with small():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 def orthogonal(way: Tensor) -> Tensor:

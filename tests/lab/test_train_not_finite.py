@@ -1,7 +1,6 @@
 """Trainings on images with a step that is not finite: what is left of them, and how the layer is found."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tests.lab.small_images import (
     poisoned,
     recipe,
     run,
-    small,
     taken,
 )
 from torch import Tensor, nn
@@ -29,11 +27,7 @@ from zeromean.lab.recipes.images import ImageRecipe, Phase
 from zeromean.lab.store import Run, Study
 from zeromean.lab.train import Training, train
 
-
-@pytest.fixture(autouse=True)
-def _small() -> Iterator[None]:
-    with small():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.mark.parametrize(

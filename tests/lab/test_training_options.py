@@ -1,12 +1,11 @@
 """What recipes may ask of a training beyond the published one: biases without decay, LeCun's weights, order."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from tests.lab.small_images import CPU, DROPOUT, NO_DROPOUT, material, recipe, run, small
+from tests.lab.small_images import CPU, DROPOUT, NO_DROPOUT, material, recipe, run
 from torch import Tensor, nn
 
 from zeromean.lab.activation import parse
@@ -17,10 +16,7 @@ from zeromean.lab.train import Training, build
 ELU = parse("elu")
 
 
-@pytest.fixture(autouse=True)
-def _small() -> Iterator[None]:
-    with small():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 def decayed(chosen: ImageRecipe, activation: str = "elu", norm: str = "none") -> dict[str, float]:

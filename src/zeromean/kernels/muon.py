@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from zeromean.kernels.operator import fused
-from zeromean.kernels.sgd import Flat, Ledger
+from zeromean.kernels.sgd import Flat, Ledger, carried_on
 
 _TILE = 2048
 _ITERATIONS = 5
@@ -85,9 +85,7 @@ def _gather(flat: Flat, ledger: Ledger, momentum: float, nesterov: bool) -> None
             NESTEROV=nesterov, TILE=_TILE, num_warps=4,
         )  # fmt: skip
         return
-    gradient = ledger.scale * flat.gradient.float()
-    velocity = momentum * flat.velocity + gradient
-    way = gradient + momentum * velocity if nesterov else velocity
+    velocity, way = carried_on(flat.velocity, ledger.scale * flat.gradient.float(), momentum, nesterov)
     direction.copy_(torch.where(ledger.void == 0, way, 0.0))
     flat.velocity.copy_(torch.where(ledger.void == 0, velocity, flat.velocity))
 

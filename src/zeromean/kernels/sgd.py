@@ -154,11 +154,16 @@ def sgd_step(flat: Flat, ledger: Ledger, *, decay: float, momentum: float, neste
         )  # fmt: skip
         return
     gradient = torch.add(ledger.scale * flat.gradient.float(), flat.weight, alpha=decay)
-    velocity = momentum * flat.velocity + gradient
-    step = gradient + momentum * velocity if nesterov else velocity
+    velocity, step = carried_on(flat.velocity, gradient, momentum, nesterov)
     for old, new in ((flat.velocity, velocity), (flat.weight, flat.weight - ledger.rate * step)):
         old.copy_(torch.where(ledger.void == 0, new, old))
     flat.copy.copy_(flat.weight)
+
+
+def carried_on(velocity: Tensor, gradient: Tensor, momentum: float, nesterov: bool) -> tuple[Tensor, Tensor]:
+    """The velocity after a gradient, and where it leads."""
+    velocity = momentum * velocity + gradient
+    return velocity, gradient + momentum * velocity if nesterov else velocity
 
 
 @functools.cache

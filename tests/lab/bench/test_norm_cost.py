@@ -1,14 +1,13 @@
 """The benchmark of what normalization layers cost: a small network on a CPU, and the rows that it leaves."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import norm_cost
 from benchmarks.norm_cost import CONTENDERS, REFERENCE, Contender, Setting, Steps, endless, random_images
-from tests.lab.small_images import CPU, DROPOUT, recipe, small
+from tests.lab.small_images import CPU, DROPOUT, recipe
 
 from zeromean.lab.recipes.cifar import cifar100_elu18
 from zeromean.lab.recipes.images import ImageRecipe, Phase
@@ -16,10 +15,7 @@ from zeromean.lab.recipes.images import ImageRecipe, Phase
 ROUNDS, STEPS, BATCH = 3, 2, 8
 
 
-@pytest.fixture(autouse=True)
-def _small() -> Iterator[None]:
-    with small():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 def dropping() -> ImageRecipe:
