@@ -38,18 +38,19 @@ class Schedule(NamedTuple):
         a: learning rate of the first fine-tuning.
         b: of the second one.
         middle: whether the base goes on at a tenth of its rate, for as many steps as A has.
-        falls: whether the rate of A is divided by 10 after as many steps as the base has.
+        falls: the fine-tunings, of A and B, whose rate is divided by 10 after as many steps as the base has.
     """
 
     a: float
     b: float
     middle: bool = False
-    falls: bool = False
+    falls: str = ""
 
 
 SCHEDULES = {
     "as it is": Schedule(a=1e-2, b=1e-3),
-    "A as the base": Schedule(a=1e-2, b=1e-3, falls=True),
+    "A as the base": Schedule(a=1e-2, b=1e-3, falls="A"),
+    "B falls": Schedule(a=1e-2, b=1e-3, falls="B"),
     "all at 0.001": Schedule(a=1e-3, b=1e-3),
     "middle": Schedule(a=1e-2, b=1e-3, middle=True),
 }
@@ -79,8 +80,9 @@ def scheduled(recipe: ImageRecipe, schedule: Schedule) -> ImageRecipe:
     base_ends, a_ends, _ = ends_of_phases(replace(recipe, phases=phases))
     # Without a middle the base ends where its rate would fall.
     rates = {0: first, falls: first / 10, base_ends: schedule.a, a_ends: schedule.b}
-    if schedule.falls:
-        rates[base_ends + falls] = schedule.a / 10
+    for name, begins, rate in (("A", base_ends, schedule.a), ("B", a_ends, schedule.b)):
+        if name in schedule.falls:
+            rates[begins + falls] = rate / 10
     pairs = tuple(next(same) for _, same in groupby(sorted(rates.items()), key=lambda pair: pair[1]))
     return replace(recipe, phases=phases, rates=pairs)
 

@@ -245,10 +245,10 @@ def test_judging_costs_no_time_and_a_stem_brings_its_own(tmp_path: Path, monkeyp
     assert [row and row["images_per_second"] for row in rows] == [32] * 3
 
 
-# Where the published numbers are 35, 50 and 40 thousand; epochs of ten steps.
+# Where the published numbers are 35, 50 and 40 thousand steps; epochs of ten.
 ELU18 = recipe(
     normalization="mean-std",
-    phases=(Phase(14, DROPOUT), Phase(16, DROPOUT, everywhere=True), Phase(14, (0.3, 0.6, 0.0), everywhere=True)),
+    phases=(Phase(14, DROPOUT), Phase(16, DROPOUT, everywhere=True), Phase(18, (0.3, 0.6, 0.0), everywhere=True)),
     rates=((0, 0.01), (30, 0.001)),
 )
 
@@ -260,6 +260,7 @@ def test_schedules_are_those_that_the_paper_leaves_open(published: ImageRecipe) 
     assert made.pop("as it is") == published
     assert {name: (one.phases, one.rates) for name, one in made.items()} == {
         "A as the base": (published.phases, ((0, 0.01), (70_000, 0.001))),
+        "B falls": (published.phases, ((0, 0.01), (85_000, 0.001), (120_000, pytest.approx(0.0001)))),
         "all at 0.001": (published.phases, ((0, 0.01), (35_000, 0.001))),
         "middle": (
             (replace(base, steps=85_000), a, b),
@@ -283,28 +284,28 @@ def test_schedules_are_shortened_as_recipes_are_and_begin_with_what_others_wait_
     overrides = ["length=0.1", "validation=5000", "rate_factor=2"]
     readings = [(), ("padding=one_ceil",)]
     planned = schedules.trials(cifar100_elu18(), overrides, list(SCHEDULES), readings, 2)
-    assert len({(trial.variant, trial.recipe.padding, trial.seed) for trial in planned}) == 4 * 2 * 2
+    assert len({(trial.variant, trial.recipe.padding, trial.seed) for trial in planned}) == 5 * 2 * 2
     firsts = [*["as it is"] * 2, *["as it is, padding=one_ceil"] * 2, "A as the base"]
     assert [trial.variant for trial in planned[:5]] == firsts
     assert planned[0].settings() == Trial("", override(cifar100_elu18(), overrides), "elu", 0).settings()
     assert [phase.steps for phase in planned[-1].recipe.phases] == [8500, 5000, 4000]
     assert planned[-1].recipe.rates == ((0, 0.02), (3500, 0.002), (8500, 0.02), (13500, 0.002))
-    assert schedules.shared(planned) == [3500, 7000, 8500, 13500]
+    assert schedules.shared(planned) == [3500, 7000, 8500, 12000, 13500]
     assert schedules.shared(planned[:1]) == [3500, 8500]
 
 
 def test_every_schedule_trains_and_what_they_have_in_common_is_trained_once(tmp_path: Path, taken: list[int]) -> None:
     planned = schedules.trials(ELU18, ["validation=30"], list(SCHEDULES), (), 1)
     alone = trials.run(planned, DATA, options(tmp_path / "alone"), FOREVER)
-    assert len(taken) == 3 * 44 + 60
+    assert len(taken) == 4 * 48 + 64
     taken.clear()
     shared = schedules.shared(planned)
-    assert shared == [14, 28, 30, 46]
+    assert shared == [14, 28, 30, 44, 46]
     rows = trials.run(planned, DATA, options(tmp_path / "shared", share=shared), FOREVER)
-    # From the start; from 20, 10 and 10.
-    assert len(taken) == 44 + 24 + 34 + 50
+    # From the start; from 20, 40, 10 and 10.
+    assert len(taken) == 48 + 28 + 8 + 38 + 54
     assert _judged(rows) == _judged(alone)
-    assert len({row["train_loss"] for row in rows if row}) == 4
+    assert len({row["train_loss"] for row in rows if row}) == 5
 
 
 def _row(course: list[list[Any]], **changes: Any) -> Row:
@@ -342,7 +343,7 @@ def test_the_command_shares_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     recipes, words = ["cifar100-elu18", "length=2"], ["--validation", "30", "--out", str(tmp_path)]
     chosen = ["--schedules", "as it is", "middle", "--readings", "padding=one", "padding=ceil", "--seeds", "2"]
     schedules.main([*recipes, *words, *chosen])
-    assert len(taken) == 4 * (88 + 120 - 20)
+    assert len(taken) == 4 * (96 + 128 - 20)
     rows = trials.Results(tmp_path).rows()
     assert {row["settings"]["recipe"]["padding"] for row in rows} == {"one", "ceil"}
     table = (tmp_path / "table.md").read_text()
@@ -355,7 +356,8 @@ def test_the_command_shares_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     assert taken == []
     assert (tmp_path / "table.md").read_text() == table
     schedules.main([*recipes, "padding=ceil", *words])
-    assert len(taken) == 68 + 68
+    # From the base's end, and "B falls" from A's.
+    assert len(taken) == 76 + 76 + 36
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in SCHEDULES]
 
