@@ -219,8 +219,8 @@ def test_the_fast_eleven_layers_decay_as_much_as_the_published_ones() -> None:
     assert summed[0] == pytest.approx(summed[1] / (1 - published.momentum), rel=0.1)
 
 
-def test_fast_recipes_are_of_all_published_ones_on_cifar() -> None:
-    assert FAST == ["cifar100-elu11-fast", "cifar100-elu18-fast", "cifar10-elu18-fast"]
+def test_fast_recipes_are_of_all_published_ones() -> None:
+    assert FAST == ["cifar100-elu11-fast", "cifar100-elu18-fast", "cifar10-elu18-fast", "imagenet-elu15-fast"]
     shorter = override(cifar10_elu18_fast(), ["length=0.1", "rate_factor=2", "dropout_factor=0.5"])
     assert shorter.steps == 582
     assert max(shorter.rate(step) for step in range(shorter.steps)) == pytest.approx(0.02, rel=1e-3)

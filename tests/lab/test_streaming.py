@@ -245,6 +245,15 @@ def test_a_study_from_plan_to_report_with_top5(zeromean: Zeromean, tmp_path: Pat
     assert "2 of 2 final runs are done already" in zeromean("compare", "imagenet-elu15", *TINY, "--device", "cpu")
 
 
+def test_the_fast_recipe_trains_from_a_folder(zeromean: Zeromean, folder: Path, tmp_path: Path) -> None:
+    words = ["imagenet-elu15-fast", *TINY[:2], "length=0.002", *TINY[3:]]
+    zeromean("run", *words, "--device", "cpu", "--workers", "0", "--name", "fast")
+    _, rows, result = contents(tmp_path / "runs" / "fast")
+    assert (result["status"], result["epochs"]) == ("ok", 15)
+    losses = [row["train_loss"] for row in rows]
+    assert losses[-1] < 0.75 * losses[0], "the two classes differ in brightness"
+
+
 def test_the_workers_leave_the_numbers_as_they_are(zeromean: Zeromean, folder: Path, tmp_path: Path) -> None:
     zeromean(*ONE, "--device", "cpu", "--workers", "0", "--name", "none")
     (tmp_path / "cache").rename(tmp_path / "old-cache")

@@ -13,7 +13,7 @@ from zeromean.lab.recipes.cifar import (
     cifar100_elu18,
     cifar100_elu18_fast,
 )
-from zeromean.lab.recipes.imagenet import imagenet_elu15
+from zeromean.lab.recipes.imagenet import imagenet_elu15, imagenet_elu15_fast
 from zeromean.lab.recipes.images import ImageRecipe as ImageRecipe
 from zeromean.lab.recipes.mnist import digits_mlp8, mnist_autoencoder, mnist_mlp8
 from zeromean.lab.recipes.recipe import Recipe as Recipe
@@ -32,6 +32,7 @@ RECIPES: dict[str, Callable[[], AnyRecipe]] = {
     "cifar100-elu18-fast": cifar100_elu18_fast,
     "cifar10-elu18-fast": cifar10_elu18_fast,
     "imagenet-elu15": imagenet_elu15,
+    "imagenet-elu15-fast": imagenet_elu15_fast,
 }
 
 

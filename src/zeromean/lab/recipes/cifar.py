@@ -20,11 +20,9 @@ All are trained in float16. It is as fast as bfloat16, in which the 18-layer net
 steps at the published rate and most runs on CIFAR-10 are lost; in tf32 none is.
 
 The ``-fast`` recipes train the same networks, without normalization layers, on a quarter to a third of the images, by
-Muon: each weight matrix moves by the orthogonal matrix nearest to its momentum, as far along every direction, see
-`zeromean.kernels.muon`. Their schedules are ours: a warm-up, then a straight line to 0, and one phase of dropout, as
-each takes a compilation. Those of the 18-layer network are what ``benchmarks/tune_fast.py`` found on held-out images
-of CIFAR-100. That of the 11-layer network is reasoned and not yet tuned; its decay, summed with the rates over the
-steps, is what the published one comes to, within 10 %.
+a schedule of ours (`zeromean.lab.recipes.fast`). Those of the 18-layer network are what ``benchmarks/tune_fast.py``
+found on held-out images of CIFAR-100. That of the 11-layer network is reasoned and not yet tuned; its decay, summed
+with the rates over the steps, is what the published one comes to, within 10 %.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from zeromean.lab.recipes.fast import fast_schedule
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 
 ELU11_DROPOUT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.0)
@@ -79,7 +78,7 @@ def cifar100_elu11_fast() -> ImageRecipe:
         # The published training ends with a training error of 8 %: a third of it has less to regularize.
         phases=(Phase(19_500, tuple(0.5 * rate for rate in ELU11_DROPOUT)),),
         batch_size=256,
-        **_fast(steps=19_500, decay=0.032, momentum=0.95),
+        **fast_schedule(steps=19_500, decay=0.032, momentum=0.95),
     )
 
 
@@ -105,26 +104,8 @@ def _elu18_fast(published: ImageRecipe, title: str) -> ImageRecipe:
         batch_size=512,
         cutout=8,
         mixup=0.2,
-        **_fast(steps=5_820, decay=0.1, momentum=0.9),
+        **fast_schedule(steps=5_820, decay=0.1, momentum=0.9),
     )
-
-
-def _fast(*, steps: int, decay: float, momentum: float) -> dict[str, Any]:
-    """What the fast schedules have in common; the reasons are in the file's first lines."""
-    return {
-        "optimizer": "muon",
-        "curve": "linear",
-        # A guess that held: in the 18-layer network half of it and twice are worse.
-        "rates": ((0, 0.001), (steps // 20, 0.01), (steps, 0.0)),
-        "momentum": momentum,
-        "nesterov": True,
-        "weight_decay": decay,
-        "decay_biases": False,
-        # The usual first value for a hundred classes.
-        "label_smoothing": 0.1,
-        # The norm of the first gradient: a guard against jumps of the biases.
-        "clip": 5.0,
-    }
 
 
 def _elu18(data: str, title: str) -> ImageRecipe:
