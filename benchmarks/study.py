@@ -118,7 +118,7 @@ def main() -> None:
     recipe = override(find(options.recipe), options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = make(recipe, (), seeds=recipe.seeds if options.seeds is None else options.seeds, name=options.name)
-    study, dataset = Study(options.runs / plan.study), data.load(recipe.data)
+    study, dataset = Study(options.runs / plan.study), data.load_any(recipe.data)
     facts = open_study(plan, study, dataset, device)
     if study.plan() is None:
         study.write_plan(facts)

@@ -291,7 +291,7 @@ def _execute(
     gpus: int = 1,
     workers: int | None = None,
 ) -> None:
-    from zeromean.lab.data import is_folder, load, load_folder
+    from zeromean.lab.data import is_folder, load_any
     from zeromean.lab.spread import first_gpus
 
     _check_options(plan, checkpoint_every, together, tensorboard, gpus)
@@ -306,7 +306,7 @@ def _execute(
         if share.processes > 1 and gpus > 1:
             raise ValueError(f"gpus spreads runs, torchrun a batch: use one of them, got gpus={gpus} under torchrun")
         session = Session(device, share, together, tensorboard, first_gpus(gpus) if gpus > 1 else (), workers)
-        dataset = load_folder(plan.recipe.data) if is_folder(plan.recipe.data) else load(plan.recipe.data)
+        dataset = load_any(plan.recipe.data)
         if share.writes:
             _lead(plan, study, dataset, session, checkpoint_every, dry_run)
         elif not dry_run:

@@ -15,7 +15,7 @@ from rich.text import Text
 import zeromean
 import zeromean.nn as zmnn
 from zeromean.lab.activation import parse
-from zeromean.lab.data import FolderDataset, describe, describe_folders, is_folder, load, load_folder
+from zeromean.lab.data import FolderDataset, describe, describe_folders, load_any
 from zeromean.lab.data.folder import expanded
 from zeromean.lab.recipes import RECIPES, ImageRecipe, find
 from zeromean.lab.schedule import duration, length, setting
@@ -94,7 +94,7 @@ def data_sets(names: Sequence[str]) -> Table:
     Raises:
         ValueError: a name is unknown, or a named data set cannot be had or is not as it must be.
     """
-    named = [load_folder(name) if is_folder(name) else load(name) for name in names]
+    named = [load_any(name) for name in names]
     table = _table("Data sets", "name", "training", "test", "pixels", "state", "where", "note")
     for row in (*describe(), *describe_folders()):
         counts, pixels = (str(row.train_count), str(row.test_count)), "x".join(map(str, row.image_shape[1:]))

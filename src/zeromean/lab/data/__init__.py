@@ -21,3 +21,8 @@ from zeromean.lab.data.whiten import Images as Images
 from zeromean.lab.data.whiten import prepare as prepare
 
 AnyDataset = Dataset | FolderDataset
+
+
+def load_any(name: str) -> AnyDataset:
+    """A data set by its name, or a folder of images by its name or path: `load` or `load_folder`, with their errors."""
+    return load_folder(name) if is_folder(name) else load(name)
