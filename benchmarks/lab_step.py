@@ -48,7 +48,7 @@ PRODUCTS = ("xmma", "cutlass", "nvjet", "gemm", "fprop", "dgrad", "wgrad", "pool
 RECIPES = {"elu11": cifar100_elu11, "elu18": cifar100_elu18}
 CROPS = "crops"
 LAB = "lab"
-MUON = ("optimizer=muon", "decay_biases=false")
+MUON = ("optimizer=muon", "decay_biases=false", "weight_decay=0.0005")
 
 Step = Callable[[], Any]
 Maker = Callable[[torch.device], Step]

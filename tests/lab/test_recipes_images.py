@@ -99,7 +99,15 @@ def test_muon_decays_no_biases() -> None:
         recipe(optimizer="muon", decay_biases=False, rates=((0, 0.02),), weight_decay=50.0)
     with pytest.raises(ValueError, match="optimizer must be one of sgd, muon, got adam"):
         override(recipe(), ["optimizer=adam"])
-    assert override(recipe(), ["optimizer=muon", "decay_biases=false"]).optimizer == "muon"
+    assert override(recipe(), ["optimizer=muon", "decay_biases=false", "weight_decay=0.05"]).optimizer == "muon"
+
+
+def test_another_optimizer_comes_with_its_decay() -> None:
+    by_muon = recipe(optimizer="muon", decay_biases=False, weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"optimizer=sgd must come with weight_decay=, got none: .* 0\.1 is for muon"):
+        override(by_muon, ["optimizer=sgd"])
+    assert override(by_muon, ["weight_decay=0.1", "optimizer=sgd"]).weight_decay == 0.1
+    assert override(by_muon, ["optimizer=muon"]) == by_muon
 
 
 def test_every_other_epoch_takes_flips_and_no_folder() -> None:

@@ -273,14 +273,16 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
 
     Besides its own fields, ``length=0.01`` trains a hundredth of the steps (see :meth:`ImageRecipe.shortened`), and
     ``rate_factor=2`` doubles every learning rate, ``dropout_factor=0.5`` halves every dropout rate, and
-    ``everywhere=true`` drops behind every layer of a stack in every phase, ``false`` behind its last one only.
+    ``everywhere=true`` drops behind every layer of a stack in every phase, ``false`` behind its last one only. Another
+    ``optimizer`` needs its ``weight_decay``: what fits one is a hundred times too much or too little for the other.
 
     Args:
         recipe: what to start from.
         assignments: such as ``batch_size=50``, ``flip=false``; lists are separated by commas.
 
     Raises:
-        ValueError: an unknown field (names the nearest), a text without ``=``, or a value of the wrong type.
+        ValueError: an unknown field (names the nearest), a text without ``=``, a value of the wrong type, or another
+            optimizer without a decay.
     """
     hints = typing.get_type_hints(ImageRecipe) | dict.fromkeys(_FACTORS, float) | {"everywhere": bool}
     changes: dict[str, Any] = {}
@@ -294,6 +296,7 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
         if field in changes:
             raise ValueError(f"{field} must be named once, got {text!r} too: leave one of them out")
         changes[field] = _truth(field, value) if hints[field] is bool else parse_value(field, value, hints[field])
+    named = changes.keys()
     changes = {field: value for field, value in changes.items() if value != getattr(recipe, field, 1.0)}
     if not changes:
         return recipe
@@ -315,7 +318,14 @@ def override(recipe: ImageRecipe, assignments: Sequence[str]) -> ImageRecipe:
         )
         for phase in shortened.phases
     )
-    return replace(shortened, **changes, rates=rates, phases=phases, title=f"{recipe.title} ({told})")
+    made = replace(shortened, **changes, rates=rates, phases=phases, title=f"{recipe.title} ({told})")
+    if made.optimizer != recipe.optimizer and "weight_decay" not in named:
+        raise ValueError(
+            f"optimizer={made.optimizer} must come with weight_decay=, got none: the recipe's {recipe.weight_decay:g} "
+            f"is for {recipe.optimizer}; sgd adds it to the gradient, usually 0.0005, muon takes it from the weights, "
+            "usually 0.05"
+        )
+    return made
 
 
 def _truth(field: str, text: str) -> bool:
