@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def batches(dataset: data.Dataset, size: int, steps: int) -> Iterator[tuple[Tens
     yield from zip(centred.split(size), labels.split(size), strict=True)
 
 
-def first_steps(model: nn.Module, seen: Iterator[tuple[Tensor, Tensor]], rate: float) -> dict[str, list[float | None]]:
+def first_steps(model: nn.Module, seen: Iterable[tuple[Tensor, Tensor]], rate: float) -> dict[str, list[float | None]]:
     """The loss and the norm of the gradient before each update, until one is not finite."""
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
@@ -74,13 +74,12 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     made.add_argument("--out", type=Path, required=True)
     options = made.parse_args(words)
-    dataset = data.load("cifar100")
+    seen = list(batches(data.load("cifar100"), options.batch, options.steps))
     options.out.mkdir(parents=True, exist_ok=True)
     for activation in options.activations:
         for initialization in options.initializations:
             torch.manual_seed(options.seed)
             model = elu15(1000, parse(activation), seed=options.seed, initialization=initialization).to(options.device)
-            seen = batches(dataset, options.batch, options.steps)
             row: dict[str, Any] = {"activation": activation, "initialization": initialization, "seed": options.seed}
             row |= {"batch": options.batch, "rate": options.rate, "device": options.device.type}
             row |= first_steps(model, seen, options.rate)

@@ -18,9 +18,7 @@ Neither recipe has been trained on ImageNet. ``imagenet-elu15-fast`` has the sch
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from zeromean.lab.recipes.fast import fast_schedule
+from zeromean.lab.recipes.fast import faster
 from zeromean.lab.recipes.images import ImageRecipe, Phase
 
 ELU15_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.5, 0.0)
@@ -50,12 +48,5 @@ def imagenet_elu15() -> ImageRecipe:
 
 def imagenet_elu15_fast() -> ImageRecipe:
     """Fifteen layers on ImageNet in 12 epochs instead of 40."""
-    return replace(
-        imagenet_elu15(),
-        name="imagenet-elu15-fast",
-        title="15-layer network on ImageNet, fast schedule",
-        source="network of the ELU paper, section 4.4; the schedule is our choice",
-        phases=(Phase(30_000, ELU15_DROPOUT, everywhere=True),),
-        batch_size=512,
-        **fast_schedule(steps=30_000, decay=0.1, momentum=0.9),
-    )
+    phase = Phase(30_000, ELU15_DROPOUT, everywhere=True)
+    return faster(imagenet_elu15(), phase, batch_size=512, decay=0.1, momentum=0.9)
