@@ -44,14 +44,15 @@ class Schedule(NamedTuple):
     a: float
     b: float
     middle: bool = False
-    falls: str = ""
+    falls: str = "B"
 
 
 SCHEDULES = {
     "as it is": Schedule(a=1e-2, b=1e-3),
-    "A as the base": Schedule(a=1e-2, b=1e-3, falls="A"),
-    "B falls": Schedule(a=1e-2, b=1e-3, falls="B"),
-    "all at 0.001": Schedule(a=1e-3, b=1e-3),
+    "A falls": Schedule(a=1e-2, b=1e-3, falls="AB"),
+    "B stays": Schedule(a=1e-2, b=1e-3, falls=""),
+    "B at 0.005": Schedule(a=1e-2, b=5e-3),
+    "all at 0.001": Schedule(a=1e-3, b=1e-3, falls=""),
     "middle": Schedule(a=1e-2, b=1e-3, middle=True),
 }
 # The paper gives seven rates for eight stacks: those of the first seven, those of the last seven, or, in the recipe,

@@ -79,7 +79,7 @@ def test_lists_and_pages(zeromean: Zeromean) -> None:
     assert "learning_rates" in zeromean("show", "mnist-mlp8")
     convolutional = " ".join(zeromean("show", "cifar10-elu18").split())
     assert "50,000 steps with dropout 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0 behind every layer" in convolutional
-    assert "0.001 at step 85,000" in convolutional
+    assert "0.001 at step 85,000, 0.0001 at step 120,000" in convolutional
     assert "125,000 in all" in convolutional
     assert "+0.1605" in zeromean("show", "elu")
     assert "alpha (e^(beta x) - 1)" in zeromean("show", "mpelu:alpha=1")

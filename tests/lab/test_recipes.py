@@ -136,7 +136,7 @@ def test_length_and_rate_factor_scale_the_schedule() -> None:
     published = cifar100_elu18()
     changed = override_images(published, ["length=0.01", "rate_factor=2"])
     assert [phase.steps for phase in changed.phases] == [350, 500, 400]
-    assert changed.rates == ((0, 0.02), (850, 0.002))
+    assert changed.rates == ((0, 0.02), (850, 0.002), (1_200, 2e-4))
     assert changed.title == f"{published.title} (length=0.01, rate_factor=2.0)"
     assert override_images(published, ["length=1", "rate_factor=1", "batch_size=100"]) == published
 

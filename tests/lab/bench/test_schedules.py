@@ -249,7 +249,7 @@ def test_judging_costs_no_time_and_a_stem_brings_its_own(tmp_path: Path, monkeyp
 ELU18 = recipe(
     normalization="mean-std",
     phases=(Phase(14, DROPOUT), Phase(16, DROPOUT, everywhere=True), Phase(18, (0.3, 0.6, 0.0), everywhere=True)),
-    rates=((0, 0.01), (30, 0.001)),
+    rates=((0, 0.01), (30, 0.001), (44, 0.0001)),
 )
 
 
@@ -259,12 +259,13 @@ def test_schedules_are_those_that_the_paper_leaves_open(published: ImageRecipe) 
     made = {name: scheduled(published, schedule) for name, schedule in SCHEDULES.items()}
     assert made.pop("as it is") == published
     assert {name: (one.phases, one.rates) for name, one in made.items()} == {
-        "A as the base": (published.phases, ((0, 0.01), (70_000, 0.001))),
-        "B falls": (published.phases, ((0, 0.01), (85_000, 0.001), (120_000, pytest.approx(0.0001)))),
+        "A falls": (published.phases, ((0, 0.01), (70_000, 0.001), (120_000, 0.0001))),
+        "B stays": (published.phases, ((0, 0.01), (85_000, 0.001))),
+        "B at 0.005": (published.phases, ((0, 0.01), (85_000, 0.005), (120_000, 0.0005))),
         "all at 0.001": (published.phases, ((0, 0.01), (35_000, 0.001))),
         "middle": (
             (replace(base, steps=85_000), a, b),
-            ((0, 0.01), (35_000, 0.001), (85_000, 0.01), (135_000, 0.001)),
+            ((0, 0.01), (35_000, 0.001), (85_000, 0.01), (135_000, 0.001), (170_000, 0.0001)),
         ),
     }
 
@@ -284,28 +285,28 @@ def test_schedules_are_shortened_as_recipes_are_and_begin_with_what_others_wait_
     overrides = ["length=0.1", "validation=5000", "rate_factor=2"]
     readings = [(), ("padding=one_ceil",)]
     planned = schedules.trials(cifar100_elu18(), overrides, list(SCHEDULES), readings, 2)
-    assert len({(trial.variant, trial.recipe.padding, trial.seed) for trial in planned}) == 5 * 2 * 2
-    firsts = [*["as it is"] * 2, *["as it is, padding=one_ceil"] * 2, "A as the base"]
+    assert len({(trial.variant, trial.recipe.padding, trial.seed) for trial in planned}) == 6 * 2 * 2
+    firsts = [*["as it is"] * 2, *["as it is, padding=one_ceil"] * 2, "A falls"]
     assert [trial.variant for trial in planned[:5]] == firsts
     assert planned[0].settings() == Trial("", override(cifar100_elu18(), overrides), "elu", 0).settings()
     assert [phase.steps for phase in planned[-1].recipe.phases] == [8500, 5000, 4000]
-    assert planned[-1].recipe.rates == ((0, 0.02), (3500, 0.002), (8500, 0.02), (13500, 0.002))
-    assert schedules.shared(planned) == [3500, 7000, 8500, 12000, 13500]
-    assert schedules.shared(planned[:1]) == [3500, 8500]
+    assert planned[-1].recipe.rates == ((0, 0.02), (3500, 0.002), (8500, 0.02), (13500, 0.002), (17000, 0.0002))
+    assert schedules.shared(planned) == [3500, 7000, 8500, 12000, 13500, 17000]
+    assert schedules.shared(planned[:1]) == [3500, 8500, 12000]
 
 
 def test_every_schedule_trains_and_what_they_have_in_common_is_trained_once(tmp_path: Path, taken: list[int]) -> None:
     planned = schedules.trials(ELU18, ["validation=30"], list(SCHEDULES), (), 1)
     alone = trials.run(planned, DATA, options(tmp_path / "alone"), FOREVER)
-    assert len(taken) == 4 * 48 + 64
+    assert len(taken) == 5 * 48 + 64
     taken.clear()
     shared = schedules.shared(planned)
-    assert shared == [14, 28, 30, 44, 46]
+    assert shared == [14, 28, 30, 44, 46, 60]
     rows = trials.run(planned, DATA, options(tmp_path / "shared", share=shared), FOREVER)
-    # From the start; from 20, 40, 10 and 10.
-    assert len(taken) == 48 + 28 + 8 + 38 + 54
+    # From the start; from 20, 40, 30, 10 and 10.
+    assert len(taken) == 48 + 28 + 8 + 18 + 38 + 54
     assert _judged(rows) == _judged(alone)
-    assert len({row["train_loss"] for row in rows if row}) == 5
+    assert len({row["train_loss"] for row in rows if row}) == 6
 
 
 def _row(course: list[list[Any]], **changes: Any) -> Row:
@@ -356,8 +357,8 @@ def test_the_command_shares_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     assert taken == []
     assert (tmp_path / "table.md").read_text() == table
     schedules.main([*recipes, "padding=ceil", *words])
-    # From the base's end, and "B falls" from A's.
-    assert len(taken) == 76 + 76 + 36
+    # From the base's end, where B falls, from A's end and from the base's.
+    assert len(taken) == 76 + 16 + 36 + 76
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in SCHEDULES]
 

@@ -225,7 +225,7 @@ def test_methods_of_an_image_study(image_file: Path) -> None:
         "ELU, ReLU, ELU + BatchNorm and ReLU + BatchNorm in the convolutional network elu18, trained on cifar100",
         "100 images, contrast-normalized and ZCA-whitened, cropped at random out of 4 pixels of padding, mirrored",
         "for 125,000 steps (12 epochs) of stochastic gradient descent with momentum 0.9 in batches of 100.",
-        "Learning rate 0.01, then 0.001 from step 85,000.",
+        "Learning rate 0.01, then 0.001 from step 85,000, then 0.0001 from step 120,000.",
         "35,000 steps with dropout 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0 behind the stacks; 50,000 steps with",
         "L2 weight decay 0.0005.",
         "A unit of a convolution is a channel",
