@@ -21,9 +21,9 @@ All are trained in float16. It is as fast as bfloat16, in which the 18-layer net
 steps at the published rate and most runs on CIFAR-10 are lost; in tf32 none is.
 
 The ``-fast`` recipes train the same networks, without normalization layers, on a quarter to a third of the images, by
-a schedule of ours (`zeromean.lab.recipes.fast`). Those of the 18-layer network are what ``benchmarks/tune_fast.py``
-found on held-out images of CIFAR-100. That of the 11-layer network is reasoned and not yet tuned; its decay, summed
-with the rates over the steps, is what the published one comes to, within 10 %.
+a schedule of ours (`zeromean.lab.recipes.fast`), as ``benchmarks/tune_fast.py`` found it on held-out images of
+CIFAR-100. The decay of the 11-layer network, summed with the rates over the steps, is twice what the published one
+comes to, within 10 %.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def cifar100_elu11_fast() -> ImageRecipe:
     """Eleven layers on CIFAR-100 in 100 epochs instead of 330."""
     # The published training ends with a training error of 8 %: a third of it has less to regularize.
     phase = Phase(19_500, tuple(0.5 * rate for rate in ELU11_DROPOUT))
-    return faster(cifar100_elu11(), phase, batch_size=256, decay=0.032, momentum=0.95)
+    return faster(cifar100_elu11(), phase, batch_size=256, decay=0.064, momentum=0.95)
 
 
 def cifar100_elu18_fast() -> ImageRecipe:
